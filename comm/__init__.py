@@ -1,0 +1,1 @@
+"""Exchange between processes: which collective backends this machine can use."""

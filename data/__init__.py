@@ -1,0 +1,1 @@
+"""Prepared click data: schema, preparation, memory-mapped shards, batches."""

@@ -1,0 +1,1 @@
+"""Quantization grids and the modules that train on them."""

@@ -1,0 +1,47 @@
+"""Quantization-aware training: which weights, how many bits, which scales."""
+
+from typing import Literal
+
+from pydantic import NonNegativeInt, model_validator
+
+from dqrm.settings import Settings
+
+Bits = Literal[2, 4, 8, 16, 32]
+
+
+class QuantConfig(Settings):
+    """Fake quantization of embedding rows and MLP weights (arXiv 2410.20046, section 4)."""
+
+    bits: Bits = 4
+    """Bits of every embedding table; 32 trains in full precision."""
+
+    table_bits: dict[str, Bits] = {}
+    """Bits of single tables by column name, for example {C3: 8}; others use bits."""
+
+    granularity: Literal["table", "row"] = "table"
+    """One scale a table, as in the paper, or one scale a row."""
+
+    scale_period: NonNegativeInt = 0
+    """0: the table's scale is exact at every step, kept by maintained maxima.
+    T > 0: it is refreshed from a full scan every T training steps, as in the paper."""
+
+    ste: Literal["pass", "clip"] = "pass"
+    """Gradient of weights outside the grid: passed through, or zeroed by a clip mask."""
+
+    mlp_bits: Literal[4, 8, 32] = 4
+    """Bits of the MLP weights, one scale per output channel; biases stay FP32."""
+
+    skip_first_layer: bool = False
+    """Leave the first layer of the bottom MLP in FP32."""
+
+    skip_last_layer: bool = False
+    """Leave the last layer of the top MLP in FP32."""
+
+    @model_validator(mode="after")
+    def _row_scales_have_no_period(self) -> "QuantConfig":
+        if self.granularity == "row" and self.scale_period:
+            raise ValueError(
+                "scale_period applies to granularity=table only: a row's scale is exact at every "
+                "look-up; set scale_period=0"
+            )
+        return self

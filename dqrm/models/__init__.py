@@ -1,0 +1,1 @@
+"""The DLRM network and its embedding collection."""

@@ -1,0 +1,1 @@
+"""The packed model file and predictions from it."""

@@ -1,0 +1,25 @@
+"""Where runs are recorded."""
+
+from dqrm.settings import Settings
+
+
+class TrackingConfig(Settings):
+    """MLflow settings; the environment variables of MLflow are honored."""
+
+    enabled: bool = True
+    """Record the run in MLflow."""
+
+    uri: str | None = None
+    """Tracking store; MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder."""
+
+    experiment: str = "dqrm"
+    """MLflow experiment the run belongs to."""
+
+    register_as: str | None = None
+    """Register the final model under this name in the model registry."""
+
+    system_metrics: bool = True
+    """Record CPU, memory, disk and network use beside the metrics."""
+
+    tags: dict[str, str] = {}
+    """Extra tags of the run."""

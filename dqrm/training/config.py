@@ -1,0 +1,107 @@
+"""How to optimize, how long, when to evaluate and what to keep."""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from dqrm.settings import Settings
+
+
+class OptimConfig(Settings):
+    """Optimizer of the dense parameters and of the embedding rows, and the rate schedule."""
+
+    name: Literal["sgd", "adagrad", "adam"] = "sgd"
+    """adagrad keeps one accumulator a row for embeddings; adam updates touched rows only."""
+
+    lr: PositiveFloat = 0.1
+    """Learning rate after warm-up."""
+
+    embedding_lr: PositiveFloat | None = None
+    """Learning rate of the embedding rows; lr when not given."""
+
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator of adagrad and adam."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of adam's first and second moment."""
+
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay of the MLP weights, in units of the learning rate."""
+
+    embedding_weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay of embedding rows, applied when a row is looked up."""
+
+    warmup_steps: NonNegativeInt = 0
+    """Steps over which the rate rises linearly from 0 to lr."""
+
+    decay_start_step: NonNegativeInt = 0
+    """First step of the polynomial (power 2) decay; no decay while decay_steps is 0."""
+
+    decay_steps: NonNegativeInt = 0
+    """Length of the decay to zero in steps."""
+
+    clip_norm: PositiveFloat | None = None
+    """Largest L2 norm of the whole gradient, embedding rows included; None does not clip."""
+
+
+class TrainingConfig(Settings):
+    """Length of training, evaluation, selection and threads."""
+
+    epochs: PositiveInt = 1
+    """Passes over the training split."""
+
+    max_steps: PositiveInt | None = None
+    """Stop after this many steps, whatever the epoch."""
+
+    seed: NonNegativeInt = 0
+    """Seeds initialisation, the order of rows and dropout."""
+
+    eval_every: PositiveInt | None = None
+    """Steps between validations; one validation per epoch when not given."""
+
+    eval_batch_size: PositiveInt = 16384
+    """Rows per batch in validation and test."""
+
+    select: Literal["auc", "log_loss"] = "auc"
+    """Validation metric that chooses the model to keep."""
+
+    patience: PositiveInt | None = None
+    """Stop after this many validations without a better model; None never stops early."""
+
+    bf16: bool = False
+    """Run the MLPs and the interaction under bfloat16 autocast."""
+
+    threads: PositiveInt | None = None
+    """Threads to compute with; the cores this process may really use when not given."""
+
+    log_every: PositiveInt = 100
+    """Steps between logged training losses."""
+
+
+class CheckpointConfig(Settings):
+    """What is kept to resume from."""
+
+    every_steps: PositiveInt | None = None
+    """Steps between checkpoints; None leaves it to every_minutes and epoch ends."""
+
+    every_minutes: PositiveFloat | None = 10.0
+    """Minutes between checkpoints; None leaves it to every_steps and epoch ends."""
+
+    keep_last: PositiveInt = 2
+    """Checkpoints kept, besides the best one."""
+
+
+class DataConfig(Settings):
+    """The prepared data set and how it is read."""
+
+    path: str = "census"
+    """Folder written by `dqrm data prepare`, or the name of the built-in example, census."""
+
+    batch_size: PositiveInt = 2048
+    """Rows per training batch."""
+
+    shuffle: bool = True
+    """Visit the training rows in a new order every epoch, fixed by the seed."""
+
+    window_rows: PositiveInt = Field(default=1 << 20)
+    """Rows held in memory and shuffled together; larger mixes better and uses more memory."""
