@@ -1,0 +1,124 @@
+"""Which collective backends this machine can use, and what speaks against the others.
+
+Nothing here starts a process group. Intel Extension for PyTorch is judged by its metadata
+alone: importing it beside another torch than its own raises AttributeError.
+"""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+_ONECCL_PACKAGE = "oneccl-cpu"
+_ONECCL_LIBRARY = "libccl.so.1"
+_IPEX_PACKAGE = "intel-extension-for-pytorch"
+_LOAD_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What was found about one library."""
+
+    name: str
+    usable: bool
+    version: str | None
+    detail: str
+    """Why it is usable or not, in one line."""
+    fix: str | None = None
+    """What to do to make it usable; None where nothing is wrong or nothing helps."""
+    library: Path | None = None
+
+
+def probe_oneccl() -> Backend:
+    """Look for oneCCL by package metadata and load its library in a process of its own."""
+    try:
+        distribution = metadata.distribution(_ONECCL_PACKAGE)
+    except metadata.PackageNotFoundError:
+        return Backend(
+            "oneCCL",
+            False,
+            None,
+            f"the package {_ONECCL_PACKAGE} is not installed",
+            "pip install oneccl-cpu==2021.16.2 'impi-rt>=2021.16,<2021.19' (Linux on x86-64 only)",
+        )
+    library = _installed_file(distribution, _ONECCL_LIBRARY)
+    reinstall = f"pip install --force-reinstall {_ONECCL_PACKAGE}==2021.16.2"
+    if library is None:
+        detail = f"{_ONECCL_PACKAGE} is installed but {_ONECCL_LIBRARY} is not among its files"
+        return Backend("oneCCL", False, distribution.version, detail, reinstall)
+    problem = _load_problem(library)
+    if problem is not None:
+        detail = f"{library} does not load: {problem}"
+        return Backend("oneCCL", False, distribution.version, detail, reinstall, library)
+    return Backend("oneCCL", True, distribution.version, f"{library} loads", None, library)
+
+
+def probe_gloo() -> Backend:
+    """Ask torch whether it was built with Gloo. Imports torch."""
+    import torch
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_gloo_available():
+        return Backend("Gloo", True, torch.__version__, "built into torch")
+    return Backend(
+        "Gloo",
+        False,
+        torch.__version__,
+        "this build of torch has no Gloo",
+        "install the CPU build of torch for Linux",
+    )
+
+
+def probe_ipex() -> Backend:
+    """Judge Intel Extension for PyTorch by metadata; it is never imported."""
+    try:
+        version = metadata.version(_IPEX_PACKAGE)
+    except metadata.PackageNotFoundError:
+        return Backend("IPEX", False, None, "not installed; not needed, torch has its kernels")
+    torch_version = metadata.version("torch")
+    if _minor(version) == _minor(torch_version):
+        return Backend("IPEX", True, version, f"made for the installed torch {torch_version}")
+    return Backend(
+        "IPEX",
+        False,
+        version,
+        f"made for torch {_minor(version)}, but torch {torch_version} is installed",
+        f"pip uninstall {_IPEX_PACKAGE}, or use an environment with torch {_minor(version)}",
+    )
+
+
+def probe_backends() -> list[Backend]:
+    """Return what is known of oneCCL, Gloo and IPEX, in that order. Imports torch."""
+    return [probe_oneccl(), probe_gloo(), probe_ipex()]
+
+
+def _installed_file(distribution: metadata.Distribution, name: str) -> Path | None:
+    for file in distribution.files or ():
+        path = Path(str(distribution.locate_file(file))).resolve()
+        if file.name == name and path.is_file():
+            return path
+    return None
+
+
+def _load_problem(library: Path) -> str | None:
+    """Why the library does not load, or None. A crash while loading stays in the child."""
+    code = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", code, str(library)],
+            capture_output=True,
+            text=True,
+            timeout=_LOAD_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer within {_LOAD_SECONDS:g} s"
+    if done.returncode == 0:
+        return None
+    lines = done.stderr.strip().splitlines()
+    return lines[-1].removeprefix("OSError: ") if lines else f"exit status {done.returncode}"
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split("+")[0].split(".")[:2])
