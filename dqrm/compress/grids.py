@@ -1,0 +1,128 @@
+"""Symmetric integer grids: scales, codes, fake quantization and packing, as pure functions.
+
+With b bits and n = 2**(b-1) - 1, a weight w and a scale s (arXiv 2410.20046, section 3; the
+max-abs form of the authors' code, not the asymmetric range of their figure 2):
+
+    scale   s     = max(max|w|, 1e-8) / n
+    code    q     = clamp(round_half_even(w / s), -n - 1, n)
+    value   w_hat = s * q
+
+Right after the scale is taken no code is -n - 1; with a stale scale it can be.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SMALLEST_MAX_ABS = 1e-8
+"""Stands in for the range of all-zero weights (same constant as the paper's code)."""
+
+
+def largest_code(bits: int) -> int:
+    """Return n = 2**(bits-1) - 1, the largest code: 7 for 4 bits, 127 for 8."""
+    if bits not in (2, 4, 8, 16):
+        raise ValueError(f"bits={bits}: must be 2, 4, 8 or 16")
+    return 2 ** (bits - 1) - 1
+
+
+def scale_of(max_abs: Tensor, largest: Tensor | int) -> Tensor:
+    """Return the scale of weights whose largest magnitude is ``max_abs`` (float32, any shape)."""
+    return max_abs.clamp_min(SMALLEST_MAX_ABS) / largest
+
+
+def quantize(weight: Tensor, scale: Tensor, largest: Tensor | int) -> Tensor:
+    """Return integer codes in float32, in [-largest-1, largest]; scale broadcasts to weight."""
+    codes = (weight / scale).round_()
+    if isinstance(largest, int):
+        codes = codes.clamp_(-largest - 1, largest)
+    else:
+        codes = torch.clamp(codes, -largest - 1, largest)
+    # Adding zero turns -0.0 into 0.0, the only zero a packed code can say.
+    return codes.add_(0.0)
+
+
+def dequantize(codes: Tensor, scale: Tensor) -> Tensor:
+    """Return ``scale * codes`` in float32, the one expression training and serving share."""
+    return scale * codes
+
+
+def inside_grid(weight: Tensor, scale: Tensor, largest: Tensor | int) -> Tensor:
+    """Return whether each weight rounds to a code without being clamped (bool, as weight)."""
+    ratio = weight / scale
+    return (ratio >= -largest - 1.5) & (ratio <= largest + 0.5)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Straight-through: the gradient of the value is the gradient of the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, largest: int) -> Tensor:
+        return dequantize(quantize(weight, scale, largest), scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return grad_outputs[0], None, None
+
+
+def fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Return ``weight`` on the grid, with the straight-through gradient.
+
+    Args:
+        weight: float32, any shape.
+        scale: float32, broadcasts to weight; receives no gradient.
+        bits: 2, 4, 8 or 16.
+    """
+    value: Tensor = _FakeQuantize.apply(weight, scale, largest_code(bits))  # type: ignore[no-untyped-call]
+    return value
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Pack integer codes of shape [R, D] for storage.
+
+    A byte of 4-bit codes holds the code of element j in its low nibble and that of element
+    j + D/2 in its high nibble; 2 bits split the row in quarters the same way, lowest bits
+    first. A row so laid out unpacks into contiguous runs, without interleaving. A row length
+    that does not fill its last byte is padded with zero codes.
+
+    Returns:
+        int16 [R, D] for 16 bits, int8 [R, D] for 8, else uint8 [R, ceil(D * bits / 8)].
+    """
+    if bits == 16:
+        return codes.to(torch.int16)
+    if bits == 8:
+        return codes.to(torch.int8)
+    per_byte = 8 // bits
+    rows, dim = codes.shape
+    width = -(-dim // per_byte)
+    padded = torch.zeros(rows, width * per_byte, dtype=torch.int32)
+    padded[:, :dim] = codes.to(torch.int32)
+    parts = (padded & (2**bits - 1)).view(rows, per_byte, width)
+    packed = torch.zeros(rows, width, dtype=torch.int32)
+    for part in range(per_byte):
+        packed |= parts[:, part] << (part * bits)
+    return packed.to(torch.uint8)
+
+
+def unpack(packed: Tensor, bits: int, dim: int) -> Tensor:
+    """Return the float32 codes [R, dim] of a tensor made by :func:`pack`."""
+    if bits in (8, 16):
+        return packed.to(torch.float32)
+    per_byte = 8 // bits
+    wide = packed.to(torch.int32)
+    parts = [(wide >> (part * bits)) & (2**bits - 1) for part in range(per_byte)]
+    codes = torch.cat(parts, dim=1)[:, :dim]
+    # Sign-extend: the upper half of the unsigned range stands for the negative codes.
+    sign = 2 ** (bits - 1)
+    return ((codes ^ sign) - sign).to(torch.float32)
+
+
+def packed_row_bytes(dim: int, bits: int) -> int:
+    """Return the bytes of one packed row of ``dim`` codes, scales not counted."""
+    return dim * 4 if bits == 32 else -(-dim * bits // 8)
+
+
+def largest_codes(bits: Sequence[int]) -> Tensor:
+    """Return the largest code of each table (float32 [T]); 1 stands in for 32-bit tables."""
+    return torch.tensor([1 if b == 32 else largest_code(b) for b in bits], dtype=torch.float32)
