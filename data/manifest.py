@@ -184,13 +184,33 @@ class Manifest(_Strict):
             "sources": [[source.sha256, source.rows] for source in self.sources],
             "settings": self.settings,
         }
-        text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return _digest(content)
+
+    @property
+    def features_digest(self) -> str:
+        """Content id of what a model sees, 32 hexadecimal digits: columns and vocabularies.
+
+        Data sets that agree in it can be read by the same model: the one it was trained on, and
+        new rows prepared with its vocabularies.
+        """
+        content = {
+            "dense": [column.model_dump(mode="json") for column in self.schema_.dense],
+            "tables": [
+                [table.name, table.num_rows, table.multi_hot, table.vocabulary_digest]
+                for table in self.tables
+            ],
+        }
+        return _digest(content)
 
     def write(self, folder: Path) -> None:
         """Write `dataset.json` atomically: it appears complete or not at all."""
         content = self.model_dump(mode="json", by_alias=True) | {"digest": self.digest}
         write_json(folder / MANIFEST_FILE, content)
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
