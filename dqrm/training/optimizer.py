@@ -1,0 +1,115 @@
+"""One optimizer for a whole DLRM: dense parameters by torch.optim, embedding rows by our own."""
+
+import torch
+from torch import Tensor
+
+from dqrm.models.dlrm import DLRM
+from dqrm.models.embedding import EmbeddingBagCollection, RowGradient
+from dqrm.training.config import OptimConfig
+from dqrm.training.row_optimizers import ROW_OPTIMIZERS
+
+
+def rate_factor(step: int, config: OptimConfig) -> float:
+    """Return the share of the learning rate used at ``step`` (0-based).
+
+    Linear warm-up, then constant, then decay with power 2 down to zero, as in
+    facebookresearch/dlrm.
+    """
+    factor = 1.0
+    if step < config.warmup_steps:
+        factor = (step + 1) / config.warmup_steps
+    if config.decay_steps and step >= config.decay_start_step:
+        left = 1.0 - min(1.0, (step - config.decay_start_step) / config.decay_steps)
+        factor *= left * left
+    return factor
+
+
+class Optimizer:
+    """Steps every parameter of a model at the scheduled rate.
+
+    Args:
+        model: whose ``emb_l`` is an EmbeddingBagCollection.
+        config: optimizer, rates and schedule.
+    """
+
+    def __init__(self, model: DLRM, config: OptimConfig) -> None:
+        if not isinstance(model.emb_l, EmbeddingBagCollection):
+            raise TypeError("a packed model cannot be trained; load a checkpoint instead")
+        self.config = config
+        self.collection = model.emb_l
+        self.names = [n for n, p in model.named_parameters() if p is not self.collection.weight]
+        by_name = dict(model.named_parameters())
+        self._parameters = [by_name[name] for name in self.names]
+        self.dense = _dense_optimizer(self._parameters, config)
+        self.rows = ROW_OPTIMIZERS[config.name](self.collection, config)
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        self.dense.zero_grad(set_to_none=True)
+        self.collection.weight.grad = None
+
+    def step(self, step: int) -> None:
+        """Apply the gradients of the last backward at the rate of ``step`` (0-based)."""
+        factor = rate_factor(step, self.config)
+        gradient = self.collection.row_gradient()
+        if self.config.clip_norm is not None:
+            gradient = self._clip(gradient, self.config.clip_norm)
+        for group in self.dense.param_groups:
+            group["lr"] = self.config.lr * factor
+        if self.config.weight_decay:
+            self._decay(self.config.lr * factor * self.config.weight_decay)
+        self.dense.step()
+        if gradient is not None:
+            self.rows.step(gradient, (self.config.embedding_lr or self.config.lr) * factor)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return every state tensor: ``rows.<name>`` and ``dense.<parameter>.<name>``."""
+        tensors = {f"rows.{name}": tensor for name, tensor in self.rows.state().items()}
+        for name, parameter in zip(self.names, self._parameters, strict=True):
+            for key, value in self.dense.state.get(parameter, {}).items():
+                tensors[f"dense.{name}.{key}"] = value
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Restore what :meth:`state` returned.
+
+        Raises:
+            ValueError: the tensors belong to another optimizer or model.
+        """
+        for name, tensor in self.rows.state().items():
+            if f"rows.{name}" not in tensors:
+                raise ValueError(
+                    f"the checkpoint holds no state 'rows.{name}' of optim.name="
+                    f"{self.config.name}; it was written with another optimizer"
+                )
+            tensor.copy_(tensors[f"rows.{name}"])
+        for name, parameter in zip(self.names, self._parameters, strict=True):
+            prefix = f"dense.{name}."
+            state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+            if state:
+                self.dense.state[parameter] = state
+
+    def _clip(self, gradient: RowGradient | None, clip_norm: float) -> RowGradient | None:
+        dense = [p.grad for p in self._parameters if p.grad is not None]
+        rows = [] if gradient is None else [gradient.values]
+        norms = torch.stack([g.norm() for g in dense + rows])
+        factor = (clip_norm / (norms.norm() + 1e-6)).clamp_max(1.0)
+        for tensor in dense + rows:
+            tensor.mul_(factor)
+        return gradient
+
+    @torch.no_grad()
+    def _decay(self, amount: float) -> None:
+        for parameter in self._parameters:
+            if parameter.dim() > 1:
+                parameter.mul_(1.0 - amount)
+
+
+def _dense_optimizer(
+    parameters: list[torch.nn.Parameter], config: OptimConfig
+) -> torch.optim.Optimizer:
+    if config.name == "sgd":
+        return torch.optim.SGD(parameters, lr=config.lr)
+    if config.name == "adagrad":
+        return torch.optim.Adagrad(parameters, lr=config.lr, eps=config.eps)
+    return torch.optim.Adam(parameters, lr=config.lr, betas=config.betas, eps=config.eps)
