@@ -1,5 +1,7 @@
 """Where runs are recorded."""
 
+from pydantic import PositiveFloat
+
 from dqrm.settings import Settings
 
 
@@ -12,8 +14,8 @@ class TrackingConfig(Settings):
     uri: str | None = None
     """Tracking store; MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder."""
 
-    experiment: str = "dqrm"
-    """MLflow experiment the run belongs to."""
+    experiment: str | None = None
+    """MLflow experiment the run belongs to; MLFLOW_EXPERIMENT_NAME, else dqrm."""
 
     register_as: str | None = None
     """Register the final model under this name in the model registry."""
@@ -23,3 +25,9 @@ class TrackingConfig(Settings):
 
     tags: dict[str, str] = {}
     """Extra tags of the run."""
+
+    flush_seconds: PositiveFloat = 5.0
+    """Seconds between uploads to the store."""
+
+    finish_seconds: PositiveFloat = 30.0
+    """Seconds without progress after which the end of a run stops waiting for the store."""
