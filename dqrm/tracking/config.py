@@ -20,6 +20,9 @@ class TrackingConfig(Settings):
     register_as: str | None = None
     """Register the final model under this name in the model registry."""
 
+    checkpoint: bool = True
+    """Upload the selected checkpoint beside the final model."""
+
     system_metrics: bool = True
     """Record CPU, memory, disk and network use beside the metrics."""
 

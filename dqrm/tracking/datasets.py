@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from dqrm.tracking.models import column_kind
 
@@ -20,28 +20,26 @@ class DatasetRecord:
     """One split of a data set, as MLflow shows it beside the run."""
 
     name: str
+    """Name of the split; MLflow keeps one input for a name and digest, so splits need two."""
     source: str
     """Where it is: a folder or an address."""
     digest: str
     """Identifies the content; the first 36 characters are kept."""
-    context: Literal["train", "validation", "test"]
+    context: str
+    """What the run does with it: training, validation or test."""
     sample: "pd.DataFrame"
     """Some rows, for the names and types of the columns; the rows themselves are not sent."""
     profile: Mapping[str, object] = field(default_factory=dict)
     """Counts worth seeing: rows, positives, columns."""
 
     def entity(self) -> dict[str, str]:
-        """Return the fields of ``mlflow.entities.Dataset``.
-
-        The context is part of the name: MLflow keeps one input for a name and digest, and would
-        drop the second split of one data set.
-        """
+        """Return the fields of ``mlflow.entities.Dataset``."""
         columns = [
             {"type": _TYPES[column_kind(self.sample[name])], "name": str(name), "required": False}
             for name in self.sample
         ]
         return {
-            "name": f"{self.name}-{self.context}",
+            "name": self.name,
             "digest": self.digest[:_MAX_DIGEST],
             "source_type": "local",
             "source": json.dumps({"uri": self.source}),

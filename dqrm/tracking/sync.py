@@ -27,12 +27,10 @@ class SyncResult:
 
 
 def find_spools(folders: Iterable[Path]) -> list[Path]:
-    """Return the run folders, among ``folders`` and one level below, that wait for an upload."""
-    found = []
-    for folder in folders:
-        candidates = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
-        found += [path for path in candidates if (path / FOLDER / "run.json").is_file()]
-    return list(dict.fromkeys(found))
+    """Return the run folders at or below ``folders`` that wait for an upload, sorted."""
+    return sorted(
+        {header.parent.parent for root in folders for header in root.rglob(f"{FOLDER}/run.json")}
+    )
 
 
 def sync_spool(
