@@ -8,6 +8,7 @@ an unknown key is a fault that names the nearest known one.
 
 import copy
 import difflib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -36,6 +37,8 @@ __all__ = [
 Model = TypeVar("Model", bound=BaseModel)
 
 _SHOWN_CHARACTERS = 60
+_PREFIX_LETTERS = 4
+_PUNCTUATION = re.compile(r"""[^\w'"\[\]{}~]+""")
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,13 @@ def parse_override(argument: str) -> Override:
     path = tuple(key.strip().split("."))
     if not all(path):
         raise ConfigError(f"'{argument}': expected a dotted key before '=', such as optim.lr")
+    if _PUNCTUATION.fullmatch(text):
+        # `delimiter=|` means the character, not the start of a YAML block.
+        return Override(path, text, text)
     try:
         return Override(path, parse_value(text), text)
     except ConfigError as error:
-        raise ConfigError(f"{argument}: {error}") from error
+        raise ConfigError(f"{argument}: {error}; text needs quotes: '\"...\"'") from error
 
 
 def load(
@@ -96,6 +102,7 @@ def load(
             given[override.path] = override
         except ConfigError as error:
             faults.append(str(error))
+    _name_kinds(model, tree)
     try:
         loaded = _validate(model, tree, given)
         faults += _booleans_as_numbers(tree, loaded.model_dump(by_alias=True), ())
@@ -165,6 +172,17 @@ def _assign(tree: dict[str, Any], override: Override) -> None:
             )
         place = below
     place[override.path[-1]] = override.value
+
+
+def _name_kinds(model: type[BaseModel], tree: dict[str, Any]) -> None:
+    """Fill in which kind of section the default is, so that ``split.test=0.2`` need not say."""
+    for name, field in model.model_fields.items():
+        section = tree.get(field.alias or name)
+        tag = field.discriminator
+        if isinstance(tag, str) and isinstance(section, dict) and tag not in section:
+            default = field.get_default(call_default_factory=True, validated_data={})
+            if isinstance(default, BaseModel):
+                section[tag] = getattr(default, tag)
 
 
 def _validate(model: type[Model], tree: dict[str, Any], given: dict[KeyPath, Override]) -> Model:
@@ -247,6 +265,11 @@ def _describe_faults(
             )
             where = f"{name}:{line}: " if line else f"{name}: "
         first = faults[0]
+        if first["type"] == "union_tag_invalid":
+            tag, expected = first["ctx"]["tag"], first["ctx"]["expected_tags"].replace("'", "")
+            which = first["ctx"]["discriminator"].strip("'")
+            described.append(f"{where}{key}.{which}={tag}: must be one of {expected}")
+            continue
         if first["type"] == "extra_forbidden":
             described.append(f"{where}{key}: unknown key; {_suggestion(model, path)}")
             continue
@@ -273,9 +296,9 @@ _PLAIN_MESSAGES = {
     "finite_number": "must be a finite number",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
-    "list_type": "must be a list, for example [512, 256]",
-    "tuple_type": "must be a list, for example [512, 256]",
-    "dict_type": "must be a section of keys, for example {C3: 8}",
+    "list_type": "must be a list, such as [a, b]",
+    "tuple_type": "must be a list, such as [a, b]",
+    "dict_type": "must be a section of keys, such as {C3: 8}",
     "model_type": "must be a section of keys",
     "model_attributes_type": "must be a section of keys",
     "path_type": "must be a path",
@@ -285,7 +308,9 @@ _PLAIN_MESSAGES = {
 def _message(fault: ErrorDetails) -> str:
     kind = fault["type"]
     if kind in _PLAIN_MESSAGES:
-        return _PLAIN_MESSAGES[kind]
+        plain = _PLAIN_MESSAGES[kind]
+        below = isinstance(fault["input"], dict) and "section" not in plain and kind != "missing"
+        return f"{plain.partition(';')[0]}, not a section" if below else plain
     if kind == "literal_error":
         return f"must be {fault['ctx']['expected']}"
     text = fault["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
@@ -314,7 +339,15 @@ def _suggestion(model: type[BaseModel], path: KeyPath) -> str:
 def _nearest(name: str, known: Sequence[str]) -> str | None:
     lowered = {other.lower(): other for other in reversed(known)}
     matches = difflib.get_close_matches(name.lower(), list(lowered), n=1, cutoff=0.6)
-    return lowered[matches[0]] if matches else None
+    if matches:
+        return lowered[matches[0]]
+    # Shortened or written out: `quantization` for quant, `warmup` for warmup_steps.
+    for other, original in lowered.items():
+        if min(len(name), len(other)) >= _PREFIX_LETTERS and (
+            name.lower().startswith(other) or other.startswith(name.lower())
+        ):
+            return original
+    return None
 
 
 def _shown(value: object) -> str:

@@ -4,7 +4,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -42,9 +42,11 @@ def describe_fields(model: type[BaseModel]) -> list[FieldHelp]:
 def _describe(model: type[BaseModel], prefix: str) -> Iterator[FieldHelp]:
     for key, field in _fields(model):
         path = f"{prefix}{key}"
-        section = section_model(field.annotation)
-        if section is not None:
-            yield from _describe(section, f"{path}.")
+        sections = section_models(field.annotation)
+        if sections:
+            yield from _merged(
+                [help for section in sections for help in _describe(section, f"{path}.")]
+            )
             continue
         default = field.get_default(call_default_factory=True, validated_data={})
         yield FieldHelp(
@@ -56,12 +58,24 @@ def _describe(model: type[BaseModel], prefix: str) -> Iterator[FieldHelp]:
         )
 
 
-def section_model(annotation: Any) -> type[BaseModel] | None:
-    """The model behind a key that holds a section (also an optional one), else None."""
+def _merged(fields: list[FieldHelp]) -> list[FieldHelp]:
+    """One entry a path, where several models may stand in one place (``split.by=...``)."""
+    merged: dict[str, FieldHelp] = {}
+    for field in fields:
+        same = merged.get(field.path)
+        if same is None:
+            merged[field.path] = field
+            continue
+        kinds = dict.fromkeys((*same.kind.split(" or "), *field.kind.split(" or ")))
+        choices = tuple(dict.fromkeys((*same.choices, *field.choices)))
+        merged[field.path] = replace(same, kind=" or ".join(kinds), choices=choices)
+    return list(merged.values())
+
+
+def section_models(annotation: Any) -> list[type[BaseModel]]:
+    """The models that may stand behind a key that holds a section; none for a plain value."""
     members = [member for member in _members(annotation) if member is not type(None)]
-    if len(members) == 1 and _is_model(members[0]):
-        return typing.cast(type[BaseModel], members[0])
-    return None
+    return members if all(_is_model(member) for member in members) else []
 
 
 def keys_at(model: type[BaseModel], path: KeyPath) -> list[str]:
@@ -219,5 +233,5 @@ def _bound(entry: Any) -> str:
     for name, sign in (("gt", ">"), ("ge", ">="), ("lt", "<"), ("le", "<=")):
         limit = getattr(entry, name, None)
         if limit is not None:
-            return f"{sign} {limit:g}"
+            return f"{sign} {limit}"
     return ""

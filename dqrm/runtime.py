@@ -4,10 +4,11 @@ Imports neither torch nor numpy: thread counts and the waiting policy of OpenMP 
 when the first of them is loaded, so they must be in the environment before that.
 """
 
+import contextlib
 import os
 import re
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +65,10 @@ class Threads:
     reason: str
 
 
+_prepared: Threads | None = None
+"""What this process put into the environment, so as not to take it for a person's wish."""
+
+
 def available_cores() -> Cores:
     """Return the cores this process may use: affinity, SMT siblings, quota, ranks per node."""
     allowed = _affinity()
@@ -91,25 +96,26 @@ def choose_threads(requested: int | None = None) -> Threads:
     if requested is not None:
         return Threads(requested, "train.threads")
     from_environment = _positive(os.environ.get("OMP_NUM_THREADS"))
+    if _prepared is not None and _prepared.count == from_environment:
+        return _prepared
     if from_environment is not None and "TORCHELASTIC_RUN_ID" not in os.environ:
         return Threads(from_environment, "OMP_NUM_THREADS")
     cores = available_cores()
     return Threads(cores.count, cores.reason)
 
 
-def prepare_threads(
-    requested: int | None = None, environment: MutableMapping[str, str] = os.environ
-) -> Threads:
+def prepare_threads(requested: int | None = None) -> Threads:
     """Choose the threads and set the environment for libraries not loaded yet.
 
     Thread counts are overwritten; a waiting policy that is already set stays. Where torch is
     loaded already, its thread count is set directly and its waiting stays as it was.
     """
-    threads = choose_threads(requested)
+    global _prepared
+    _prepared = threads = choose_threads(requested)
     for variable in _THREAD_VARIABLES:
-        environment[variable] = str(threads.count)
+        os.environ[variable] = str(threads.count)
     for variable, value in _WAITING.items():
-        environment.setdefault(variable, value)
+        os.environ.setdefault(variable, value)
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(threads.count)
@@ -122,22 +128,55 @@ def cgroup_quota(root: Path = _CGROUP_ROOT, membership: Path = _CGROUP_MEMBERSHI
     Reads version 2 (``cpu.max``) and version 1 (``cpu.cfs_quota_us``), takes the tightest
     limit from the process's own group up to the root, and returns None where there is none.
     """
+    folders = _group_folders("cpu", root, membership)
+    return min((quota for folder in folders for quota in _quotas(folder)), default=None)
+
+
+def available_memory_bytes(
+    root: Path = _CGROUP_ROOT,
+    membership: Path = _CGROUP_MEMBERSHIP,
+    meminfo: Path = Path("/proc/meminfo"),
+) -> int | None:
+    """Return the memory this process can still take: the machine's, or less by control group.
+
+    None where the machine does not say.
+    """
+    limits = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append(int(line.split()[1]) * 1024)
+    for folder in _group_folders("memory", root, membership):
+        for limit, used in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            # "max" is no limit: not a number, so skipped.
+            with contextlib.suppress(OSError, ValueError):
+                limits.append(_number(folder / limit) - _number(folder / used))
+    return max(0, min(limits)) if limits else None
+
+
+def _number(file: Path) -> int:
+    return int(file.read_text(encoding="ascii"))
+
+
+def _group_folders(controller: str, root: Path, membership: Path) -> Iterator[Path]:
+    """Folders of the process's control groups that may limit ``controller``, both versions."""
     try:
         entries = membership.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return None
-    limits = []
+        return
     for entry in entries:
         number, controllers, group = entry.split(":", 2)
         if number == "0" and not controllers:
             mounts = [root, root / "unified"]
-        elif "cpu" in controllers.split(","):
-            mounts = [root / controllers, root / "cpu"]
+        elif controller in controllers.split(","):
+            mounts = [root / controllers, root / controller]
         else:
             continue
-        for mount in mounts:
-            limits += [quota for folder in _upwards(mount, group) for quota in _quotas(folder)]
-    return min(limits, default=None)
+        for mount in dict.fromkeys(mounts):
+            yield from _upwards(mount, group)
 
 
 def _upwards(mount: Path, group: str) -> Iterator[Path]:
@@ -151,19 +190,15 @@ def _upwards(mount: Path, group: str) -> Iterator[Path]:
 
 
 def _quotas(folder: Path) -> Iterator[float]:
-    try:
+    # Absent files and "max" are no limit; neither is the -1 of version 1.
+    with contextlib.suppress(OSError, ValueError):
         quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
-        if quota != "max":
-            yield int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        microseconds = int((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
-        period_us = int((folder / "cpu.cfs_period_us").read_text(encoding="ascii"))
-        if microseconds > 0 and period_us > 0:
-            yield microseconds / period_us
-    except (OSError, ValueError):
-        pass
+        yield int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):
+        microseconds = _number(folder / "cpu.cfs_quota_us")
+        period_microseconds = _number(folder / "cpu.cfs_period_us")
+        if microseconds > 0 and period_microseconds > 0:
+            yield microseconds / period_microseconds
 
 
 def _affinity() -> set[int]:

@@ -1,1 +1,5 @@
 """The dqrm command."""
+
+from dqrm.cli.app import cli, main
+
+__all__ = ["cli", "main"]
