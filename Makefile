@@ -1,0 +1,43 @@
+# `make train` trains the bundled example at 4 bits; `make test` runs the tests. Both set up .venv
+# first and do nothing again that is done already.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TORCH_VERSION := 2.13.0
+# Where the CPU build of torch is looked for when pip, as configured here, does not find it.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# A build with GPU support is gigabytes larger; only Linux wheels come in two kinds.
+TORCH := torch==$(TORCH_VERSION)$(if $(filter Linux,$(shell uname -s)),+cpu)
+NATIVE := kernels/CMakeLists.txt $(wildcard kernels/native/*)
+
+.PHONY: train test lint format clean
+
+train: $(VENV)/.ready
+	$(BIN)/dqrm train --config census $(ARGS)
+
+test: $(VENV)/.ready
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	cd build/typing && $(abspath $(BIN))/mypy --config-file $(abspath pyproject.toml) dqrm
+
+format: $(VENV)/.ready
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build
+
+$(VENV)/.torch:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dqrm needs Python 3.11 or newer; set PYTHON=")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet '$(TORCH)' || \
+	$(BIN)/python -m pip install --quiet '$(TORCH)' --extra-index-url $(TORCH_INDEX)
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.torch pyproject.toml $(NATIVE)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
