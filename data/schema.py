@@ -94,11 +94,15 @@ class Schema(_Strict):
     time: ColumnName | None = None
     """Column to split by time: a number or an ISO date; it is not a feature."""
 
+    list_separator: Annotated[str, Field(min_length=1, max_length=1)] = "|"
+    """Character between the values of a multi-hot column that is held as text."""
+
     @property
     def names(self) -> tuple[str, ...]:
         """Every column used: label, dense, categorical, time."""
-        features = [column.name for column in (*self.dense, *self.categorical)]
-        return (self.label, *features, *([] if self.time is None else [self.time]))
+        dense = [column.name for column in self.dense]
+        categorical = [column.name for column in self.categorical]
+        return (self.label, *dense, *categorical, *([] if self.time is None else [self.time]))
 
     @property
     def one_hot(self) -> tuple[CategoricalColumn, ...]:
@@ -130,15 +134,16 @@ class Schema(_Strict):
     ) -> "Schema":
         """Give these settings to every categorical column that sets none of them itself."""
         settings = {"hash_buckets", "min_frequency", "max_size"}
-        default = {
-            "hash_buckets": hash_buckets,
-            "min_frequency": min_frequency,
-            "max_size": max_size,
-        }
         columns = tuple(
             column
             if column.model_fields_set & settings
-            else CategoricalColumn(name=column.name, multi_hot=column.multi_hot, **default)
+            else CategoricalColumn(
+                name=column.name,
+                multi_hot=column.multi_hot,
+                hash_buckets=hash_buckets,
+                min_frequency=min_frequency,
+                max_size=max_size,
+            )
             for column in self.categorical
         )
         return self.model_copy(update={"categorical": columns})

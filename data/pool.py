@@ -1,0 +1,169 @@
+"""Worker processes: bounded work in flight, what they used, and no orphans."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from multiprocessing import connection
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+Result = TypeVar("Result")
+
+_POLL_SECONDS = 0.5
+
+
+class WorkersLost(ValueError):
+    """A worker process died; what is done so far stays, so that the next run continues."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one process had used when a task of it ended."""
+
+    process: int
+    cpu_seconds: float
+    peak_bytes: int
+
+
+@dataclass
+class Pool:
+    """Runs tasks in `workers` processes, or in this one when there is one worker.
+
+    Functions and arguments must be picklable. Tasks can ask `should_stop` between steps.
+    """
+
+    workers: int
+    _executor: ProcessPoolExecutor | None = None
+    _stop: Any = None
+    _usage: dict[int, Usage] = field(default_factory=dict)
+
+    def __enter__(self) -> Self:
+        global _stop_event
+        # Forking a process that runs threads (torch, pyarrow) can deadlock; a fork server is a
+        # clean process and forks cheaply.
+        method = "forkserver" if sys.platform == "linux" else "spawn"
+        context = multiprocessing.get_context(method)
+        if self.workers > 1:
+            if method == "forkserver":
+                context.set_forkserver_preload(["dqrm.data.stages"])
+            self._stop = context.Event()
+            self._executor = ProcessPoolExecutor(
+                self.workers, mp_context=context, initializer=_start, initargs=(self._stop,)
+            )
+        else:
+            self._stop = _stop_event = threading.Event()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            self._stop.set()
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+
+    def run(
+        self,
+        function: Callable[..., Result],
+        tasks: Iterable[tuple[Any, ...]],
+        idle: Callable[[], None] = lambda: None,
+    ) -> Iterator[Result]:
+        """Results of function(*task) as they come; tasks are taken in order, a few ahead.
+
+        idle is called about twice a second meanwhile, in this process.
+
+        Raises:
+            WorkersLost: a worker was killed; or whatever the function raises.
+        """
+        if self._executor is None:
+            for task in tasks:
+                result, usage = _measured(function, task)
+                self._usage[usage.process] = usage
+                yield result
+            return
+        source = iter(tasks)
+        pending: set[Future[tuple[Result, Usage]]] = set()
+        try:
+            while True:
+                for task in source:
+                    pending.add(self._executor.submit(_measured, function, task))
+                    if len(pending) > self.workers:
+                        break
+                if not pending:
+                    return
+                done, pending = wait(pending, _POLL_SECONDS, FIRST_COMPLETED)
+                for future in done:
+                    result, usage = future.result()
+                    self._usage[usage.process] = usage
+                    yield result
+                if not done:
+                    idle()
+        except BrokenProcessPool:
+            raise WorkersLost(
+                "a worker process was killed, most likely for lack of memory or because a source "
+                "was cut short; run the same command again to continue, with fewer workers or "
+                "smaller shards"
+            ) from None
+
+    def finish(self) -> None:
+        """Let running tasks end early and wait for them."""
+        self._stop.set()
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time of the workers, this process not counted."""
+        return sum(u.cpu_seconds for u in self._usage.values() if u.process != os.getpid())
+
+    @property
+    def peak_bytes(self) -> int:
+        """Sum of the workers' largest resident memory, this process not counted."""
+        return sum(u.peak_bytes for u in self._usage.values() if u.process != os.getpid())
+
+
+_stop_event: Any = threading.Event()
+
+
+def should_stop() -> bool:
+    """Whether the task running in this process should end early."""
+    return bool(_stop_event.is_set())
+
+
+def _start(stop: Any) -> None:
+    """First thing in a worker process."""
+    global _stop_event
+    _stop_event = stop
+    # Control-C reaches every process of the terminal; the parent decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def leave_with_parent() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=leave_with_parent, daemon=True).start()
+
+
+def _measured(function: Callable[..., Result], task: tuple[Any, ...]) -> tuple[Result, Usage]:
+    result = function(*task)
+    return result, Usage(os.getpid(), time.process_time(), peak_bytes())
+
+
+def peak_bytes() -> int:
+    """Largest resident memory of this process so far."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,336 @@
+"""The tasks of preparation that run in worker processes, one shard (or stream) at a time.
+
+Files in the work folder, by shard key:
+
+- ``parsed/KEY.rec``: what parsing found; without a second phase only the figures.
+- ``recounted/KEY.rec``: training counts of a shard that holds the border between splits.
+- ``encoded/KEY.rec`` beside ``encoded/SPLIT/KEY.arrow``: the finished rows.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dqrm.data.config import PrepareConfig, SplitConfig
+from dqrm.data.local import (
+    LocalRows,
+    Remap,
+    in_schema_order,
+    table_columns,
+    text_plan,
+    to_global,
+)
+from dqrm.data.manifest import SPLITS
+from dqrm.data.pool import should_stop
+from dqrm.data.records import Record, write_record
+from dqrm.data.rows import Lists, Rows
+from dqrm.data.schema import Schema
+from dqrm.data.shards import ShardWriter
+from dqrm.data.sources import (
+    Part,
+    Source,
+    hash_blocks,
+    map_text,
+    read_compressed,
+)
+from dqrm.data.splits import TRAIN, U8, ShardKey, assign
+from dqrm.data.vocabulary import Vocabularies
+from dqrm.kernels.delimited import parse_delimited
+
+PARSED, RECOUNTED, ENCODED, REMAP = "parsed", "recounted", "encoded", "remap"
+
+_MAX_MESSAGES = 10_000
+"""Malformed lines described for each shard; all are counted."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every task needs to know."""
+
+    work: Path
+    schema: Schema
+    """With the defaults for categorical columns filled in."""
+    config: PrepareConfig
+    split: SplitConfig | str
+    """How to split, or the name of the one split that takes all rows."""
+    vocabularies: Path | None = None
+    """Folder of ready vocabularies; rows are then encoded as soon as they are parsed."""
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether rows can be encoded as soon as they are parsed."""
+        if isinstance(self.split, str):
+            return True
+        hashed = all(column.hash_buckets for column in self.schema.categorical)
+        return hashed and self.split.by != "rows"
+
+    def record(self, folder: str, key: ShardKey) -> Path:
+        """Path of a shard's record."""
+        return self.work / folder / f"{key}.rec"
+
+
+def parse_part(job: Job, source: Source, part: Part, file_code: int) -> tuple[Part, int]:
+    """Parse one part of a source into shard records; those that exist are left alone.
+
+    Returns the part and how many shards it has.
+    """
+    number = -1
+    if source.is_parquet:
+        return part, _parse_parquet(job, source, part, file_code)
+    if source.compression is None:
+        key = ShardKey(part.file, part.part, 0)
+        if job.record(PARSED, key).exists():
+            return part, 1
+        text = map_text(source, part)
+        try:
+            with text.lines() as view:
+                local = _parse_text(job, source, view)
+        finally:
+            text.close()
+        _store(job, key, local, file_code, text.blocks, part.stop - part.start)
+        return part, 1
+    stream = read_compressed(source, job.config.shard_bytes)
+    for number, (lines, blocks, size) in enumerate(stream):
+        if should_stop():
+            break
+        key = ShardKey(part.file, part.part, number)
+        if not job.record(PARSED, key).exists():
+            _store(job, key, _parse_text(job, source, lines), file_code, blocks, size)
+    return part, number + 1
+
+
+def _parse_text(job: Job, source: Source, lines: bytes | memoryview) -> LocalRows:
+    plan = text_plan(source.columns, job.schema, job.config)
+    parsed = parse_delimited(lines, plan, max_malformed=_MAX_MESSAGES)
+    return in_schema_order(parsed, source.columns, job.schema)
+
+
+def _parse_parquet(job: Job, source: Source, part: Part, file_code: int) -> int:
+    import pyarrow.parquet as pq
+
+    from dqrm.data.columnar import local_rows
+
+    names = list(job.schema.names)
+    with pq.ParquetFile(source.path, memory_map=True) as file:
+        groups = range(part.start, part.stop)
+        size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
+        rows = sum(file.metadata.row_group(group).num_rows for group in groups)
+        batches = file.iter_batches(job.config.shard_rows, list(groups), names, use_threads=False)
+        number = -1
+        for number, table in enumerate(_slices(batches, job.config.shard_rows)):
+            if should_stop():
+                break
+            key = ShardKey(part.file, part.part, number)
+            if job.record(PARSED, key).exists():
+                continue
+            try:
+                local = local_rows(table, job.schema)
+            except ValueError as error:
+                raise ValueError(f"{source.path}: {error}") from None
+            share = size * table.num_rows // max(rows, 1)
+            _store(job, key, local, file_code, np.zeros(0, np.uint64), share)
+    return number + 1
+
+
+def _slices(batches: Iterator[Any], shard_rows: int) -> Iterator[Any]:
+    """Tables of exactly `shard_rows` rows, the last one shorter: batches end at row groups."""
+    import pyarrow as pa
+
+    held: list[Any] = []
+    held_rows = 0
+    for batch in batches:
+        held.append(batch)
+        held_rows += batch.num_rows
+        while held_rows >= shard_rows:
+            table = pa.Table.from_batches(held)
+            yield table.slice(0, shard_rows)
+            rest = table.slice(shard_rows)
+            held, held_rows = rest.to_batches(), rest.num_rows
+    if held_rows:
+        yield pa.Table.from_batches(held)
+
+
+def parse_frame(job: Job, part: Part, ipc: bytes) -> tuple[Part, int]:
+    """Parse a slice of a frame, sent as an Arrow stream; one shard."""
+    import pyarrow as pa
+
+    from dqrm.data.columnar import local_rows
+
+    table = pa.ipc.open_stream(ipc).read_all()
+    local = local_rows(table, job.schema)
+    _store(job, ShardKey(part.file, part.part, 0), local, TRAIN, hash_blocks(ipc), len(ipc))
+    return part, 1
+
+
+def _store(
+    job: Job,
+    key: ShardKey,
+    local: LocalRows,
+    file_code: int,
+    blocks: npt.NDArray[np.uint64],
+    source_bytes: int,
+) -> None:
+    """Write the record of a parsed shard and, in one pass, its finished rows before that."""
+    meta = {
+        "rows": len(local.rows),
+        "lines": local.lines,
+        "keys": [0 if keys is None else len(keys) for keys in local.keys],
+        "missing": local.missing.tolist(),
+        "malformed": [[bad.line, bad.reason] for bad in local.malformed],
+        "malformed_count": local.malformed_count,
+        "bytes": source_bytes,
+    }
+    arrays: dict[str, npt.NDArray[Any]] = {"blocks": blocks}
+    codes = _codes(job, key, len(local.rows), file_code, local.time, None, None)
+    if job.one_pass:
+        remaps = _vocabulary_remaps(job, local)
+        _write_splits(job, key, to_global(local.rows, remaps), codes, remaps)
+    else:
+        arrays |= {"label": local.rows.label, "dense": local.rows.dense, "codes": codes}
+        for at, column in enumerate(local.rows.one_hot):
+            arrays[f"ids{at}"] = column
+        for at, lists in enumerate(local.rows.lists):
+            arrays |= {f"offsets{at}": lists.offsets, f"items{at}": lists.ids}
+        for at, keys in enumerate(local.keys):
+            if keys is not None:
+                order = np.argsort(keys)
+                arrays |= {f"order{at}": order.astype(np.int32), f"keys{at}": keys[order]}
+                counts = _training_counts(local.rows, at, codes, len(keys))
+                arrays[f"counts{at}"] = counts[order].astype(np.uint32)
+    write_record(job.record(PARSED, key), meta, arrays)
+
+
+def _codes(
+    job: Job,
+    key: ShardKey,
+    num_rows: int,
+    file_code: int,
+    time: npt.NDArray[np.float64] | None,
+    first_row: int | None,
+    total_rows: int | None,
+) -> U8:
+    if isinstance(job.split, str):
+        return np.full(num_rows, SPLITS.index(job.split), np.uint8)
+    return assign(
+        job.split,
+        key,
+        num_rows,
+        file_code=file_code,
+        time=time,
+        first_row=first_row,
+        total_rows=total_rows,
+    )
+
+
+def _training_counts(rows: Rows, column: int, codes: U8, num_keys: int) -> npt.NDArray[np.int64]:
+    """How often training rows look up each local id of a table column."""
+    train = codes == TRAIN
+    if column < len(rows.one_hot):
+        ids = rows.one_hot[column]
+        used = ids if train.all() else ids[train]
+    else:
+        lists = rows.lists[column - len(rows.one_hot)]
+        used = lists.ids[np.repeat(train, np.diff(lists.offsets))]
+    return np.bincount(used, minlength=num_keys)
+
+
+def _vocabulary_remaps(job: Job, local: LocalRows) -> tuple[Remap, ...]:
+    if job.vocabularies is None:
+        return (None,) * len(local.keys)
+    indices = Vocabularies.shared(job.vocabularies, job.schema)
+    return tuple(
+        None if keys is None else indices[at].lookup(keys) for at, keys in enumerate(local.keys)
+    )
+
+
+def recount(job: Job, key: ShardKey, first_row: int, total_rows: int) -> None:
+    """Count a shard's training look-ups again, now that the place of its rows is known."""
+    path = job.record(RECOUNTED, key)
+    if path.exists():
+        return
+    record = Record(job.record(PARSED, key))
+    rows = _read_rows(record, job.schema)
+    codes = _codes(job, key, len(rows), TRAIN, None, first_row, total_rows)
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for at in range(len(table_columns(job.schema))):
+        if f"keys{at}" in record:
+            counts = _training_counts(rows, at, codes, record.length(f"keys{at}"))
+            arrays[f"counts{at}"] = counts[record.array(f"order{at}")].astype(np.uint32)
+    write_record(path, {}, arrays)
+
+
+def encode_shard(
+    job: Job, key: ShardKey, first_row: int, total_rows: int, starts: tuple[int, ...]
+) -> ShardKey:
+    """Write a shard's finished rows; returns its key.
+
+    starts: for every table column, where the shard's ids begin in the column's remap file.
+    """
+    if job.record(ENCODED, key).exists():
+        return key
+    record = Record(job.record(PARSED, key))
+    rows = _read_rows(record, job.schema)
+    remaps: list[Remap] = []
+    for at, start in enumerate(starts):
+        if f"keys{at}" not in record:
+            remaps.append(None)
+            continue
+        order = record.array(f"order{at}")
+        remap = np.empty(len(order), np.int32)
+        if len(order):
+            ids = np.load(job.work / REMAP / f"{at}.npy", mmap_mode="r")
+            remap[order] = ids[start : start + len(order)]
+        remaps.append(remap)
+    codes = record.array("codes")
+    if not isinstance(job.split, str) and job.split.by == "rows":
+        codes = _codes(job, key, len(rows), TRAIN, None, first_row, total_rows)
+    _write_splits(job, key, to_global(rows, tuple(remaps)), codes, tuple(remaps))
+    return key
+
+
+def _read_rows(record: Record, schema: Schema) -> Rows:
+    one_hot = [record.array(f"ids{at}") for at in range(len(schema.one_hot))]
+    lists = tuple(
+        Lists(record.array(f"offsets{at}"), record.array(f"items{at}"))
+        for at in range(len(schema.multi_hot))
+    )
+    rows = record.meta["rows"]
+    ids = np.stack(one_hot) if one_hot else np.empty((0, rows), np.int32)
+    return Rows(record.array("label"), record.array("dense"), ids, lists)
+
+
+def _write_splits(
+    job: Job, key: ShardKey, rows: Rows, codes: U8, remaps: tuple[Remap, ...]
+) -> None:
+    """Write the rows of each split to its own file, then the record that says so."""
+    splits = {}
+    for code, name in enumerate(SPLITS):
+        index = np.flatnonzero(codes == code)
+        if not len(index):
+            continue
+        chosen = rows if len(index) == len(rows) else rows.take(index)
+        with ShardWriter(job.work / ENCODED, f"{name}/{key}.arrow", job.schema) as writer:
+            writer.write(chosen)
+            size = writer.close().bytes
+        splits[name] = {
+            "rows": len(chosen),
+            "positives": int(np.count_nonzero(chosen.label)),
+            "bytes": size,
+            "lookups": [len(chosen)] * len(chosen.one_hot)
+            + [int(lists.offsets[-1]) for lists in chosen.lists],
+            "unknown": _unknown(chosen, remaps),
+        }
+    write_record(job.record(ENCODED, key), {"splits": splits}, {})
+
+
+def _unknown(rows: Rows, remaps: tuple[Remap, ...]) -> list[int]:
+    """Look-ups of id 0 of every table column that has a vocabulary."""
+    ids = [*rows.one_hot, *(lists.ids for lists in rows.lists)]
+    return [
+        0 if remap is None else len(column) - int(np.count_nonzero(column))
+        for column, remap in zip(ids, remaps, strict=True)
+    ]

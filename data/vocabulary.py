@@ -1,0 +1,219 @@
+"""Vocabularies: merged from the shards in bounded memory, saved, and looked up.
+
+Keys are uniform 64-bit hashes, so cutting their range into equal parts cuts the work into equal
+parts: one part of the range at a time, the shards' keys (sorted) and counts are added up.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dqrm.data.records import Record
+from dqrm.data.schema import CategoricalColumn, Schema
+from dqrm.kernels.keys import KeyIndex
+
+U64 = npt.NDArray[np.uint64]
+I64 = npt.NDArray[np.int64]
+
+_ENTRY_BYTES = 56
+"""Memory per key in a part of the range: key, count, sorting order, sorted copies."""
+
+_MAX_KEYS = 2**31 - 2
+"""Ids are int32 and id 0 is taken."""
+
+
+@dataclass(frozen=True)
+class ShardKeys:
+    """Where a shard keeps its keys and its training counts of them."""
+
+    parsed: Path
+    counted: Path
+    """The same file, unless the shard was counted again."""
+
+
+def merge_vocabulary(
+    column: CategoricalColumn,
+    at: int,
+    shards: Sequence[ShardKeys],
+    memory_bytes: int,
+    vocabulary_file: Path,
+    remap_file: Path,
+) -> None:
+    """Write the vocabulary of table column `at` and the id of every shard's every key.
+
+    vocabulary_file: uint64 [size], by descending training count, ties by ascending key.
+    remap_file: int32, for all shards one after the other, ids of their sorted keys.
+
+    Needs memory_bytes plus 48 bytes for each key of the vocabulary.
+
+    Raises:
+        ValueError: more values than ids can number.
+    """
+    if remap_file.exists():
+        return
+    records = [Record(shard.parsed) for shard in shards]
+    counted = [Record(shard.counted) for shard in shards]
+    name_keys, name_counts = f"keys{at}", f"counts{at}"
+    entries = sum(record.length(name_keys) for record in records)
+    parts = max(1, -(-entries * _ENTRY_BYTES // memory_bytes))
+
+    kept = np.zeros(0, np.uint64)
+    kept_counts = np.zeros(0, np.int64)
+    for low, high in _ranges(parts):
+        keys: list[U64] = []
+        counts: list[npt.NDArray[np.uint32]] = []
+        for record, count_record in zip(records, counted, strict=True):
+            all_keys = record.array(name_keys)
+            bounds = _bounds(all_keys, low, high)
+            keys.append(all_keys[bounds])
+            counts.append(count_record.array(name_counts)[bounds])
+        found, totals = _add_up(keys, counts)
+        # A value only seen outside training is as unknown as one never seen.
+        frequent = totals >= column.min_frequency
+        kept = np.concatenate([kept, found[frequent]])
+        kept_counts = np.concatenate([kept_counts, totals[frequent]])
+        if column.max_size is not None and len(kept) > column.max_size:
+            # In key order again, so that ties still go by key.
+            best = np.sort(_by_count(kept_counts)[: column.max_size])
+            kept, kept_counts = kept[best], kept_counts[best]
+    if len(kept) > _MAX_KEYS:
+        raise ValueError(
+            f"column {column.name!r}: {len(kept)} values; ids number at most {_MAX_KEYS}; "
+            "set max_size, min_frequency or hash_buckets"
+        )
+    order = _by_count(kept_counts)
+    ids = np.empty(len(order), np.int32)
+    ids[order] = np.arange(1, len(order) + 1, dtype=np.int32)
+    save_keys(vocabulary_file, kept[order])
+    _write_remap(remap_file, records, name_keys, kept, ids, parts)
+
+
+def _ranges(parts: int) -> Iterator[tuple[int, int]]:
+    """Bounds [low, high) of equal parts of the 64-bit keys."""
+    for part in range(parts):
+        yield part * 2**64 // parts, (part + 1) * 2**64 // parts
+
+
+def _bounds(sorted_keys: U64, low: int, high: int) -> slice:
+    start = int(np.searchsorted(sorted_keys, np.uint64(low)))
+    stop = len(sorted_keys) if high == 2**64 else int(np.searchsorted(sorted_keys, np.uint64(high)))
+    return slice(start, stop)
+
+
+def _add_up(keys: list[U64], counts: list[npt.NDArray[np.uint32]]) -> tuple[U64, I64]:
+    """Distinct keys in ascending order, and the sum of the counts of each."""
+    all_keys = np.concatenate([np.zeros(0, np.uint64), *keys])
+    if not len(all_keys):
+        return all_keys, np.zeros(0, np.int64)
+    order = np.argsort(all_keys)
+    all_keys = all_keys[order]
+    all_counts = np.concatenate(counts).astype(np.int64)[order]
+    first = np.flatnonzero(np.concatenate([[True], all_keys[1:] != all_keys[:-1]]))
+    return all_keys[first], np.add.reduceat(all_counts, first)
+
+
+def _by_count(counts: I64) -> I64:
+    """Positions by descending count, ties by position."""
+    # One word holds count and position: sorting plain words is several times faster than a
+    # stable sort by count. Positions take 31 bits at most, so counts up to 2^33 fit.
+    bits = np.uint64(max(len(counts) - 1, 1).bit_length())
+    largest = np.uint64(counts.max(initial=0))
+    assert int(largest) < 2 ** (64 - int(bits))
+    words = (largest - counts.astype(np.uint64)) << bits
+    words |= np.arange(len(counts), dtype=np.uint64)
+    words.sort()
+    words &= (np.uint64(1) << bits) - np.uint64(1)
+    return words.astype(np.int64)
+
+
+def _write_remap(
+    path: Path,
+    records: Sequence[Record],
+    name: str,
+    keys: U64,
+    ids: npt.NDArray[np.int32],
+    parts: int,
+) -> None:
+    """keys: the vocabulary in ascending order; ids: the id of each."""
+    starts = np.cumsum([0, *(record.length(name) for record in records)])
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # The first of these ids is that of unknown keys.
+    known = np.concatenate([np.zeros(1, np.int32), ids])
+    remap = np.lib.format.open_memmap(temporary, "w+", np.int32, (int(starts[-1]),))
+    for low, high in _ranges(parts):
+        inside = _bounds(keys, low, high)
+        index = KeyIndex(keys[inside])
+        for start, record in zip(starts, records, strict=False):
+            shard_keys = record.array(name)
+            bounds = _bounds(shard_keys, low, high)
+            found = index.lookup(np.ascontiguousarray(shard_keys[bounds])).astype(np.int64)
+            found[found > 0] += inside.start
+            remap[start + bounds.start : start + bounds.stop] = known[found]
+    remap.flush()
+    del remap
+    temporary.replace(path)
+
+
+def save_keys(path: Path, keys: U64) -> None:
+    """Write keys, uint64 [size], as a .npy file: complete or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.save(file, keys.astype("<u8"), allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_keys(path: Path) -> U64:
+    """Keys of a vocabulary, uint64 [size], memory-mapped; key i has id i + 1.
+
+    Raises:
+        ValueError: the file is missing or no vocabulary.
+    """
+    try:
+        keys = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: not a readable vocabulary ({error})") from None
+    if keys.dtype != np.dtype("<u8") or keys.ndim != 1:
+        raise ValueError(f"{path}: holds {keys.dtype}{list(keys.shape)}, not uint64 keys")
+    found: U64 = keys
+    return found
+
+
+def keys_digest(keys: U64) -> str:
+    """SHA-256 of the keys, little-endian uint64."""
+    return hashlib.sha256(np.ascontiguousarray(keys.astype("<u8", copy=False)).data).hexdigest()
+
+
+class Vocabularies:
+    """Look-up of the keys of every table column, one-hot before multi-hot."""
+
+    def __init__(self, folder: Path, schema: Schema) -> None:
+        """Load `folder`/COLUMN.npy for every column that is not hashed."""
+        columns = (*schema.one_hot, *schema.multi_hot)
+        self._indices = [
+            None
+            if column.hash_buckets is not None
+            else KeyIndex(load_keys(folder / column.vocabulary_file))
+            for column in columns
+        ]
+
+    def __getitem__(self, at: int) -> KeyIndex:
+        index = self._indices[at]
+        assert index is not None
+        return index
+
+    @staticmethod
+    @lru_cache(maxsize=1)
+    def shared(folder: Path, schema: Schema) -> "Vocabularies":
+        """The same object for the same arguments, so that a process loads them once."""
+        return Vocabularies(folder, schema)
