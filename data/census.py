@@ -6,49 +6,44 @@ The columns left out, the changes made and the licence: ``examples/README.md`` b
 import hashlib
 import os
 import shutil
-import tempfile
+import uuid
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dqrm.data.manifest import (
-    FORMAT_VERSION,
-    MANIFEST_FILE,
-    VOCABULARY_FOLDER,
-    DenseInfo,
-    Manifest,
-    SourceInfo,
-    SplitInfo,
-    TableInfo,
-)
-from dqrm.data.rows import Rows
+from dqrm.data.config import PrepareConfig, TimeSplit
+from dqrm.data.manifest import FORMAT_VERSION, MANIFEST_FILE
+from dqrm.data.prepare import prepare
 from dqrm.data.schema import CategoricalColumn, DenseColumn, Schema
-from dqrm.data.shards import ShardWriter, shard_file
-from dqrm.kernels.keys import KeyIndex, encode_keys, hash_strings
 
 EXAMPLE_FILE = Path(__file__).parent / "examples" / "census_income.parquet"
 
-TRAIN_YEAR = 94
 TEST_YEAR = 95
+"""Rows of 94 train and validate, rows of 95 are the test."""
+
 VALIDATION_SHARE = 0.1
-VALIDATION_SEED = 94
+SPLIT_SEED = 94
 
 _DENSE = ("wage_per_hour", "stock_dividends")
-_NOT_FEATURES = ("label", "year")
+_LABEL, _YEAR = "label", "year"
 
 
-def census_schema() -> Schema:
-    """Label: income above 50,000 dollars. `examples/README.md` says why few numbers are dense."""
+def census_config() -> PrepareConfig:
+    """How the example is prepared; `examples/README.md` says why few numbers are dense."""
     names = pq.read_schema(EXAMPLE_FILE).names
-    categorical = [name for name in names if name not in (*_DENSE, *_NOT_FEATURES)]
-    return Schema(
-        label="label",
+    categorical = [name for name in names if name not in (*_DENSE, _LABEL, _YEAR)]
+    schema = Schema(
+        label=_LABEL,
         dense=tuple(DenseColumn(name=name) for name in _DENSE),
         categorical=tuple(CategoricalColumn(name=name) for name in categorical),
+        time=_YEAR,
+    )
+    return PrepareConfig(
+        schema=schema,
+        format="parquet",
+        split=TimeSplit(test_from=TEST_YEAR, validation_fraction=VALIDATION_SHARE, seed=SPLIT_SEED),
+        # One process: a caller's script may not be importable by workers, and seconds suffice.
+        workers=1,
     )
 
 
@@ -57,16 +52,27 @@ def cached_census() -> Path:
 
     The cache is ``$DQRM_CACHE``, else ``$XDG_CACHE_HOME/dqrm``, else ``~/.cache/dqrm``. Two
     processes may do this at once: the first to finish wins, the other drops its own copy.
+
+    Raises:
+        ValueError: the cache cannot be written.
     """
-    key = hashlib.sha256(EXAMPLE_FILE.read_bytes())
-    key.update(f"{FORMAT_VERSION} {census_schema().model_dump_json()}".encode())
-    folder = _cache_root() / f"census-{key.hexdigest()[:16]}"
+    config = census_config()
+    content = hashlib.sha256(EXAMPLE_FILE.read_bytes())
+    content.update(f"{FORMAT_VERSION} {config.model_dump_json()}".encode())
+    folder = _cache_root() / f"census-{content.hexdigest()[:16]}"
     if (folder / MANIFEST_FILE).is_file():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=".census-", dir=folder.parent))
     try:
-        prepare_census(work)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+        work.mkdir()
+    except OSError as error:
+        raise ValueError(
+            f"{folder.parent}: cannot keep the prepared example there ({error.strerror}); set "
+            "DQRM_CACHE to a folder that can be written"
+        ) from None
+    try:
+        prepare([EXAMPLE_FILE], work, config)
         try:
             work.rename(folder)
         except OSError:
@@ -76,76 +82,6 @@ def cached_census() -> Path:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
-
-
-def prepare_census(folder: Path) -> Manifest:
-    """Prepare the example into `folder`: year 94 for training and validation, 95 for test."""
-    schema = census_schema()
-    table = pq.read_table(EXAMPLE_FILE)
-    year = table["year"].to_numpy()
-    rng = np.random.Generator(np.random.Philox(VALIDATION_SEED))
-    chosen = rng.random(len(year)) < VALIDATION_SHARE
-    masks = {
-        "train": (year == TRAIN_YEAR) & ~chosen,
-        "validation": (year == TRAIN_YEAR) & chosen,
-        "test": year == TEST_YEAR,
-    }
-    dense = np.stack([np.log1p(table[name].to_numpy()) for name in _DENSE]).astype(np.float32)
-    label = table["label"].to_numpy().astype(np.float32)
-    (folder / VOCABULARY_FOLDER).mkdir(parents=True)
-    one_hot = np.empty((len(schema.one_hot), len(label)), np.int32)
-    tables = []
-    for row, column in enumerate(schema.one_hot):
-        text = pc.fill_null(table[column.name].cast(pa.large_string()), "")
-        text = text.combine_chunks()
-        offsets = np.frombuffer(text.buffers()[1], np.int64)[: len(text) + 1]
-        keys = hash_strings(offsets, text.buffers()[2])
-        vocabulary = _vocabulary(keys[masks["train"]])
-        np.save(folder / VOCABULARY_FOLDER / column.vocabulary_file, vocabulary)
-        one_hot[row] = KeyIndex(vocabulary).lookup(keys)
-        missing = pc.is_null(table[column.name]).to_numpy()[masks["train"]]
-        tables.append(
-            TableInfo(
-                name=column.name,
-                num_rows=len(vocabulary) + 1,
-                vocabulary_digest=hashlib.sha256(vocabulary.astype("<u8").tobytes()).hexdigest(),
-                missing_rate=float(missing.mean()),
-                lookups=int(masks["train"].sum()),
-            )
-        )
-    rows = Rows(label, dense, one_hot)
-    splits = {}
-    for name, mask in masks.items():
-        chosen_rows = rows.take(np.flatnonzero(mask))
-        with ShardWriter(folder, shard_file(name, 0), schema) as writer:
-            writer.write(chosen_rows)
-            shard = writer.close()
-        splits[name] = SplitInfo(
-            num_rows=shard.num_rows, positives=int(chosen_rows.label.sum()), shards=(shard,)
-        )
-    manifest = Manifest(
-        schema=schema,
-        dense=tuple(DenseInfo(name=name) for name in _DENSE),
-        tables=tuple(tables),
-        splits=splits,
-        sources=(
-            SourceInfo(
-                name=EXAMPLE_FILE.name,
-                sha256=hashlib.sha256(EXAMPLE_FILE.read_bytes()).hexdigest(),
-                bytes=EXAMPLE_FILE.stat().st_size,
-                rows=len(label),
-            ),
-        ),
-        settings={"validation_share": VALIDATION_SHARE, "validation_seed": VALIDATION_SEED},
-    )
-    manifest.write(folder)
-    return manifest
-
-
-def _vocabulary(keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    ids, unique = encode_keys(keys)
-    assert unique is not None
-    return unique[np.lexsort((unique, -np.bincount(ids)))]
 
 
 def _cache_root() -> Path:
