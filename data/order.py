@@ -77,7 +77,10 @@ class RowOrder:
     def _permutation(self, size: int, stream: int, number: int) -> I64:
         # Sort random words that carry their own index in the low bits: all differ, so every sort
         # algorithm agrees, and sorting the words is faster than an argsort.
-        philox = np.random.Philox(key=[self.seed, self.epoch], counter=[0, stream, number, 0])
+        # As arrays: a list with a number of 2^63 or more would pass through float64.
+        key = np.array([self.seed, self.epoch], np.uint64)
+        counter = np.array([0, stream, number, 0], np.uint64)
+        philox = np.random.Philox(key=key, counter=counter)
         words = philox.random_raw(size)
         low = np.uint64((1 << max(size - 1, 1).bit_length()) - 1)
         words &= ~low

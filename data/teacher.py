@@ -166,8 +166,10 @@ class Teacher:
         return total
 
     def _words(self, stream: int, number: int, use: int, count: int) -> U64:
-        philox = np.random.Philox(key=[self._seed, stream], counter=[0, 0, number, use])
-        return philox.random_raw(count)
+        # As arrays: a list with a number of 2^63 or more would pass through float64.
+        key = np.array([self._seed, stream], np.uint64)
+        counter = np.array([0, 0, number, use], np.uint64)
+        return np.random.Philox(key=key, counter=counter).random_raw(count)
 
 
 def zipf_ids(uniforms: F64, size: int, exponent: float) -> I32:
