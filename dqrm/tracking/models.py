@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MODEL_NAME = "model"
+_MODEL_METRICS = ("best/", "size/", "test/", "val/")
 _RECORD_TAG = "dqrm.record"
 
 
@@ -42,6 +43,7 @@ def upload_model(store: Store, spool: Spool, run_id: str, record: Record) -> Non
                 _build(path, artifact, example, run_id, model)
                 client.log_model_artifacts(model.model_id, str(path))
             _link(store, run_id, model.model_id)
+            _copy_metrics(store, run_id, model.model_id)
             client.finalize_logged_model(model.model_id, "READY")
         if record["register_as"]:
             _register(store, run_id, model.model_id, record["register_as"])
@@ -129,6 +131,18 @@ def _link(store: Store, run_id: str, model_id: str) -> None:
     known = [output.model_id for output in outputs.model_outputs] if outputs else []
     if model_id not in known:
         store.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+
+
+def _copy_metrics(store: Store, run_id: str, model_id: str) -> None:
+    """Give the model the last quality and size metrics of its run: its own page shows them."""
+    from mlflow.entities import Metric
+
+    points = [
+        Metric(m.key, m.value, m.timestamp, m.step, model_id=model_id, run_id=run_id)
+        for m in store.run(run_id).data._metric_objs
+        if m.key.startswith(_MODEL_METRICS)
+    ]
+    store.client.log_batch(run_id, metrics=points, synchronous=True)
 
 
 def _register(store: Store, run_id: str, model_id: str, name: str) -> None:

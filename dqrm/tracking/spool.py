@@ -12,6 +12,7 @@ same code. Layout of ``<run folder>/spool``, gone once all of it is in the store
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -99,7 +100,8 @@ class Spool:
         self._journal = os.open(
             folder / "journal.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644
         )
-        self._end_of_line()
+        # The last writer may have been killed within a line.
+        self._torn = bool(self.size) and os.pread(self._journal, 1, self.size - 1) != b"\n"
 
     @classmethod
     def open(cls, run_dir: Path, header: RunHeader | None = None) -> "Spool":
@@ -134,12 +136,13 @@ class Spool:
         """
         line = json.dumps({"t": kind, **values}, separators=(",", ":")).encode() + b"\n"
         with self._mutex:
+            if self._torn:
+                line = b"\n" + line
             written = os.write(self._journal, line)
-            if written != len(line):
-                # A full disk takes part of a line. End it, so that only this record is lost.
-                with contextlib.suppress(OSError):
-                    os.write(self._journal, b"\n")
-                raise OSError(f"{self.folder}: disk full")
+            # A full disk takes part of a line: the next one must not continue it.
+            self._torn = written != len(line)
+        if self._torn:
+            raise OSError(errno.ENOSPC, f"{self.folder}: disk full")
 
     def keep(self, path: Path) -> str:
         """Copy a file or folder into the spool; return its name for a record.
@@ -210,12 +213,6 @@ class Spool:
         self.folder.rename(done)
         self.close()
         shutil.rmtree(done, ignore_errors=True)
-
-    def _end_of_line(self) -> None:
-        # The last writer may have been killed within a line.
-        size = self.size
-        if size and os.pread(self._journal, 1, size - 1) != b"\n":
-            os.write(self._journal, b"\n")
 
 
 def _lock(folder: Path) -> int:

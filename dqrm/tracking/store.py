@@ -6,12 +6,15 @@ model, version) is looked up first.
 """
 
 import contextlib
+import fcntl
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from dqrm.files import sync
 from dqrm.tracking.errors import Refused, StoreAway, StoreError
 from dqrm.tracking.quiet import import_mlflow
 from dqrm.tracking.spool import RunHeader
@@ -59,6 +62,8 @@ class Store:
     def __init__(self, uri: str) -> None:
         with translated():
             mlflow = import_mlflow()
+            if file := sqlite_file(uri):
+                _make_database(file)
             self.uri = uri
             self.client = mlflow.MlflowClient(
                 tracking_uri=uri, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or uri
@@ -167,3 +172,26 @@ class Store:
         if file is None:
             return None
         return str(file.parent / "mlruns" / quote(experiment, safe=" "))
+
+
+def _make_database(file: Path) -> None:
+    """Make an SQLite store, all of it or nothing, unless there is one.
+
+    MLflow builds it in place, in some seconds and without a lock: two processes on a fresh file
+    break each other's tables, and a kill leaves a file that no version can open (3.17).
+    """
+    if file.is_file() and file.stat().st_size:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(file.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if file.is_file() and file.stat().st_size:
+            return
+        with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as temporary:
+            new = Path(temporary) / file.name
+            import_mlflow().MlflowClient(f"sqlite:///{new}").search_experiments()
+            sync(new)
+            new.replace(file)
+    finally:
+        os.close(folder)

@@ -10,20 +10,18 @@ to MLflow about telemetry (off unless MLFLOW_DISABLE_TELEMETRY=false), and
 ``dqrm.tracking.uploader`` for what becomes of steps that a resumed run repeats.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from dqrm.tracking.base import NullTracker, Status, Tracker
 from dqrm.tracking.config import TrackingConfig
 from dqrm.tracking.datasets import DatasetRecord
 from dqrm.tracking.environment import environment_tags
+from dqrm.tracking.identity import RecordedRun, recorded_run
 from dqrm.tracking.mlflow_tracker import MlflowTracker
 from dqrm.tracking.spool import RunHeader, Spool
-from dqrm.tracking.uploader import IDENTITY
 from dqrm.tracking.uri import experiment_name, resolve_uri
 
 __all__ = [
@@ -42,26 +40,6 @@ __all__ = [
 _CONNECT_SECONDS = 20.0
 
 
-@dataclass(frozen=True)
-class RecordedRun:
-    """The MLflow run that a run folder was recorded in."""
-
-    uri: str
-    experiment: str
-    experiment_id: str
-    run_id: str
-
-
-def recorded_run(run_dir: Path) -> RecordedRun | None:
-    """Return the MLflow run of a run folder, or None when the store never knew it."""
-    try:
-        return RecordedRun(**json.loads((run_dir / IDENTITY).read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{run_dir / IDENTITY}: damaged ({error})") from error
-
-
 def start_tracker(
     config: TrackingConfig,
     *,
@@ -73,17 +51,20 @@ def start_tracker(
 ) -> Tracker:
     """Open a run in MLflow, or a tracker that records nothing.
 
-    Records that an earlier process left in ``run_dir`` are uploaded first and their run goes on.
-    Otherwise ``run_id`` goes on (its status becomes RUNNING again), else the run named by
-    MLFLOW_RUN_ID, as ``mlflow run`` sets it, else a new run is made. Only rank 0 of a
-    distributed job (variable RANK) records.
+    Which run: records that an earlier process left in ``run_dir`` are uploaded first and their
+    run goes on. Otherwise ``run_id`` goes on, else the run of the same name that ``run_dir`` was
+    recorded in before, else the run of MLFLOW_RUN_ID as ``mlflow run`` sets it, else a new run is
+    made. A run that goes on has the status RUNNING again.
+
+    Only rank 0 of a distributed job (variable RANK) records.
 
     Waits until the run exists, but not for a store that does not answer.
 
     Args:
         config: where and what to record.
         run_name: name shown in MLflow.
-        run_dir: the run's folder; its ``spool`` and ``tracking.json`` belong to tracking.
+        run_dir: folder of this run and no other; made when it is not there. Its ``spool`` and
+            ``tracking.json`` belong to tracking.
         run_id: MLflow run to continue, see ``recorded_run``.
         description: shown on the run's page, as Markdown.
         tags: more tags, over ``config.tags`` and those of ``environment_tags``.
@@ -95,6 +76,9 @@ def start_tracker(
     if not config.enabled or os.environ.get("RANK", "0") != "0":
         return NullTracker()
     uri = resolve_uri(config.uri)
+    before = recorded_run(run_dir)
+    if run_id is None and before and (before.uri, before.run_name) == (uri, run_name):
+        run_id = before.run_id
     header = RunHeader(
         uri=uri,
         experiment=experiment_name(config.experiment),
@@ -104,7 +88,7 @@ def start_tracker(
     )
     spool = Spool.open(run_dir, header)
     try:
-        _check_same_run(spool, uri, run_id)
+        _check_same_run(spool, uri, run_id, run_name)
         tracker = MlflowTracker(
             spool,
             tags={**environment_tags(), **config.tags, **(tags or {})},
@@ -130,10 +114,14 @@ def _run_id_of_parent() -> str | None:
     return os.environ.pop("MLFLOW_RUN_ID", None) or None
 
 
-def _check_same_run(spool: Spool, uri: str, run_id: str | None) -> None:
+def _check_same_run(spool: Spool, uri: str, run_id: str | None, run_name: str) -> None:
     known = spool.state.run_id or spool.header.run_id
     fix = f"upload it first with: dqrm tracking sync {spool.folder.parent}"
     if spool.header.uri != uri:
         raise ValueError(f"{spool.folder} holds records for {spool.header.uri}, not {uri}; {fix}")
     if run_id is not None and known is not None and run_id != known:
         raise ValueError(f"{spool.folder} holds records of run {known}, not {run_id}; {fix}")
+    if run_name != spool.header.run_name:
+        raise ValueError(
+            f"{spool.folder} holds records of run {spool.header.run_name}, not {run_name}; {fix}"
+        )

@@ -13,10 +13,11 @@ import json
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from dqrm.files import write_json
 from dqrm.tracking.errors import Refused
+from dqrm.tracking.identity import IDENTITY, RecordedRun
 from dqrm.tracking.models import upload_model
 from dqrm.tracking.spool import Record, Spool
 from dqrm.tracking.store import Store
@@ -30,7 +31,6 @@ _MAX_PARAMS = 50
 _MAX_TAGS = 50
 _MAX_BYTES = 500_000
 
-IDENTITY = "tracking.json"
 REJECTED = "tracking-rejected.jsonl"
 
 
@@ -181,7 +181,12 @@ class Uploader:
             self._store = self._connect(header.uri)
         store = self._store
         if state.run_id is None and header.run_id is not None:
-            run = store.run(header.run_id)
+            try:
+                run = store.run(header.run_id)
+            except Refused as refusal:
+                raise Refused(
+                    f"{refusal}; name the store the run was recorded in: tracking.uri=..."
+                ) from refusal
             state.experiment_id = str(run.info.experiment_id)
             self._params = dict(run.data.params)
             self._found(header.run_id)
@@ -203,15 +208,11 @@ class Uploader:
         state, header = self._spool.state, self._spool.header
         state.run_id = run_id
         self._spool.save_state()
-        write_json(
-            self._spool.folder.parent / IDENTITY,
-            {
-                "uri": header.uri,
-                "experiment": header.experiment,
-                "experiment_id": state.experiment_id,
-                "run_id": run_id,
-            },
+        assert state.experiment_id is not None
+        identity = RecordedRun(
+            header.uri, header.experiment, state.experiment_id, run_id, header.run_name
         )
+        write_json(self._spool.folder.parent / IDENTITY, asdict(identity))
         self._on_progress()
 
     def _advance(self, offset: int) -> None:
