@@ -1,0 +1,181 @@
+"""The packed model: one safetensors file with codes, scales, vocabularies and settings.
+
+    emb_l.<table>.codes   packed rows (dqrm.compress.grids.pack); FP32 rows at 32 bits
+    emb_l.<table>.scale   float32 [1] or [rows]; absent at 32 bits
+    bot_l.<n>.codes, .scale, .bias   a quantized layer; .weight, .bias a layer in FP32
+    vocabulary.<column>   uint64 keys; the id of a key is its position + 1
+
+The header's metadata holds the model's shape, the schema of its input and the digest of
+the columns and vocabularies it was trained with, as JSON.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dqrm import __version__
+from dqrm.compress import grids
+from dqrm.compress.linear import QuantLinear
+from dqrm.data.encode import RowEncoder
+from dqrm.data.schema import Schema
+from dqrm.files import sync
+from dqrm.models.config import ModelConfig
+from dqrm.models.dlrm import DLRM, build_interaction, build_mlp, interaction_width
+from dqrm.models.embedding import EmbeddingBagCollection, Table
+from dqrm.serving.packed import PackedEmbeddingBags
+
+FORMAT = "dqrm-artifact"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A packed model read back, ready to predict."""
+
+    model: DLRM
+    encoder: RowEncoder
+    features_digest: str
+    packed_bytes: int
+    """Bytes of the model's own tensors; vocabularies not counted."""
+
+
+def save_artifact(
+    path: Path, model: DLRM, config: ModelConfig, encoder: RowEncoder, features_digest: str
+) -> int:
+    """Write the packed form of a trained model to ``path``, atomically.
+
+    Args:
+        path: the file to write.
+        model: in the state to ship; its ``emb_l`` is an EmbeddingBagCollection.
+        config: the shape it was built with.
+        encoder: turns raw rows into the model's ids; its vocabularies travel along.
+        features_digest: identifies the columns and vocabularies the model was trained with.
+
+    Returns:
+        Bytes of the model's tensors, vocabularies and header not counted.
+    """
+    collection = model.emb_l
+    if not isinstance(collection, EmbeddingBagCollection):
+        raise TypeError("only a trainable model can be packed; this one is packed already")
+    tensors = _pack_tables(collection) | _pack_mlp("bot_l", model.bot_l)
+    tensors |= _pack_mlp("top_l", model.top_l)
+    packed_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    header = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "dqrm_version": __version__,
+        "model": config.model_dump(mode="json"),
+        "num_dense": _linears(model.bot_l)[0][1].in_features,
+        "tables": [asdict(table) for table in collection.tables],
+        "schema": encoder.schema.model_dump(mode="json"),
+        "features_digest": features_digest,
+    }
+    for column, keys in encoder.vocabularies.items():
+        tensors[f"vocabulary.{column}"] = torch.from_numpy(keys.copy())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        save_file(tensors, temporary, metadata={key: json.dumps(header[key]) for key in header})
+        sync(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
+    return packed_bytes
+
+
+def load_artifact(path: Path) -> Artifact:
+    """Read a file written by :func:`save_artifact`; tensors are memory-mapped.
+
+    Raises:
+        ValueError: the file is no artifact, damaged, or of a newer format.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            header: dict[str, Any] = {key: json.loads(value) for key, value in metadata.items()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as a packed model: {error}") from error
+    if header.get("format") != FORMAT or header.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} is no packed model this dqrm reads: format {header.get('format')!r} "
+            f"version {header.get('format_version')}, wanted {FORMAT!r} version {FORMAT_VERSION}"
+        )
+    config = ModelConfig.model_validate(header["model"])
+    tables = [Table(**table) for table in header["tables"]]
+    prefix = "vocabulary."
+    vocabularies = {
+        name.removeprefix(prefix): tensors.pop(name).numpy()
+        for name in list(tensors)
+        if name.startswith(prefix)
+    }
+    packed_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    bot_l = build_mlp(
+        [header["num_dense"], *config.bottom_mlp, config.embedding_dim], 32, final_relu=True
+    )
+    top_l = build_mlp([interaction_width(config, len(tables)), *config.top_mlp, 1], 32)
+    _unpack_mlp("bot_l", bot_l, tensors)
+    _unpack_mlp("top_l", top_l, tensors)
+    emb_l = PackedEmbeddingBags(
+        tables,
+        [tensors[f"emb_l.{table.name}.codes"] for table in tables],
+        [tensors.get(f"emb_l.{table.name}.scale") for table in tables],
+        config.embedding_dim,
+        config.pooling,
+    )
+    model = DLRM(bot_l, emb_l, build_interaction(config, len(tables)), top_l).eval()
+    schema = Schema.model_validate(header["schema"])
+    encoder = RowEncoder(schema, vocabularies)
+    return Artifact(model, encoder, header["features_digest"], packed_bytes)
+
+
+def _pack_tables(collection: EmbeddingBagCollection) -> dict[str, Tensor]:
+    tensors = {}
+    for number, (table, rows) in enumerate(
+        zip(collection.tables, collection.table_rows(), strict=True)
+    ):
+        if table.bits == 32:
+            tensors[f"emb_l.{table.name}.codes"] = rows.clone()
+            continue
+        codes, scale = collection.codes(number)
+        tensors[f"emb_l.{table.name}.codes"] = grids.pack(codes, table.bits)
+        tensors[f"emb_l.{table.name}.scale"] = scale.clone()
+    return tensors
+
+
+def _linears(mlp: nn.Sequential) -> list[tuple[int, nn.Linear]]:
+    return [(number, layer) for number, layer in enumerate(mlp) if isinstance(layer, nn.Linear)]
+
+
+def _pack_mlp(name: str, mlp: nn.Sequential) -> dict[str, Tensor]:
+    tensors = {}
+    for number, layer in _linears(mlp):
+        prefix = f"{name}.{number}"
+        tensors[f"{prefix}.bias"] = layer.bias.detach().clone()
+        if isinstance(layer, QuantLinear):
+            tensors[f"{prefix}.codes"] = grids.pack(layer.codes(), layer.bits)
+            tensors[f"{prefix}.scale"] = layer.scale()[:, 0].clone()
+        else:
+            tensors[f"{prefix}.weight"] = layer.weight.detach().clone()
+    return tensors
+
+
+@torch.no_grad()
+def _unpack_mlp(name: str, mlp: nn.Sequential, tensors: dict[str, Tensor]) -> None:
+    for number, layer in _linears(mlp):
+        prefix = f"{name}.{number}"
+        layer.bias.copy_(tensors[f"{prefix}.bias"])
+        packed = tensors.get(f"{prefix}.codes")
+        if packed is None:
+            layer.weight.copy_(tensors[f"{prefix}.weight"])
+            continue
+        bits = 8 if packed.dtype == torch.int8 else 4
+        codes = grids.unpack(packed, bits, layer.in_features)
+        layer.weight.copy_(grids.dequantize(codes, tensors[f"{prefix}.scale"][:, None]))

@@ -1,0 +1,168 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped.
+
+    <run>/checkpoints/step-00001200/
+        model.safetensors       parameters and buffers
+        optimizer.safetensors   optimizer state and the random generator's state
+        state.json              position in the data, best model so far, history, versions
+        config.yaml             the whole configuration
+
+A checkpoint is a folder renamed into place when complete; nothing in it is a pickle.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from dqrm import __version__
+from dqrm.config import RunConfig, dump_yaml, load_yaml
+from dqrm.files import new_folder, write_json
+from dqrm.models.dlrm import DLRM
+from dqrm.models.embedding import EmbeddingBagCollection
+from dqrm.training.metrics import Metrics
+from dqrm.training.optimizer import Optimizer
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class TrainState:
+    """Where a run stands. A step is one batch; ``batch`` counts within the epoch."""
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    validations_since_best: int = 0
+    train_seconds: float = 0.0
+    samples: int = 0
+    loss_sum: float = 0.0
+    """Sum of the losses since the last logged one, over ``loss_rows`` rows."""
+    loss_rows: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    dataset_digest: str = ""
+    features_digest: str = ""
+
+    def best_validation(self) -> Metrics | None:
+        """Return what validation measured at the best step, if there was one."""
+        for entry in self.history:
+            if entry["step"] == self.best_step and "val/auc" in entry:
+                values = {k.removeprefix("val/"): v for k, v in entry.items() if k[:4] == "val/"}
+                return Metrics(**{**values, "num_rows": int(values.pop("num_rows"))})
+        return None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back: configuration and state; tensors are loaded on demand."""
+
+    path: Path
+    config: RunConfig
+    state: TrainState
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run the checkpoint belongs to."""
+        return self.path.parent.parent
+
+    def load_model(self, model: DLRM) -> None:
+        """Put the parameters into ``model``; shapes must agree."""
+        tensors = _load_tensors(self.path / "model.safetensors")
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.path} does not fit the model: {_first_difference(error)}"
+            ) from error
+        if isinstance(model.emb_l, EmbeddingBagCollection):
+            model.emb_l.restore_scales()
+
+    def load_optimizer(self, optimizer: Optimizer) -> None:
+        """Put optimizer state into ``optimizer`` and the generator's state into torch."""
+        tensors = _load_tensors(self.path / "optimizer.safetensors")
+        torch.set_rng_state(tensors.pop("rng.torch"))
+        optimizer.load_state(tensors)
+
+
+def save_checkpoint(
+    folder: Path, model: DLRM, optimizer: Optimizer, state: TrainState, config: RunConfig
+) -> Path:
+    """Write ``folder/step-<step>`` atomically and return it."""
+    path = folder / f"step-{state.step:08d}"
+    with new_folder(path) as temporary:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+            temporary / "model.safetensors",
+        )
+        tensors = {name: t.detach().contiguous() for name, t in optimizer.state().items()}
+        tensors["rng.torch"] = torch.get_rng_state()
+        save_file(tensors, temporary / "optimizer.safetensors")
+        (temporary / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+        write_json(
+            temporary / "state.json",
+            {
+                "format_version": FORMAT_VERSION,
+                "dqrm_version": __version__,
+                "torch_version": torch.__version__,
+                **asdict(state),
+            },
+        )
+    return path
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint's configuration and state.
+
+    Raises:
+        ValueError: ``path`` is no checkpoint, or one of a newer format.
+    """
+    state_path = path / "state.json"
+    if not state_path.is_file():
+        raise ValueError(f"{path} is no checkpoint: it has no state.json")
+    fields = _read_json(state_path)
+    version = fields.pop("format_version", None)
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{state_path}: format_version {version} is unknown; this dqrm reads {FORMAT_VERSION}"
+        )
+    fields.pop("dqrm_version")
+    fields.pop("torch_version")
+    return Checkpoint(path, load_yaml(path / "config.yaml"), TrainState(**fields))
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints in ``folder``, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
+
+
+def prune_checkpoints(folder: Path, keep_last: int, best_step: int | None) -> None:
+    """Delete all but the newest ``keep_last`` checkpoints and the best one."""
+    for path in list_checkpoints(folder)[:-keep_last]:
+        if best_step is None or path.name != f"step-{best_step:08d}":
+            shutil.rmtree(path)
+
+
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; use an earlier checkpoint") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}; use an earlier checkpoint") from error
+    return fields
+
+
+def _first_difference(error: RuntimeError) -> str:
+    lines = str(error).splitlines()
+    return (lines[1] if len(lines) > 1 else lines[0]).strip()

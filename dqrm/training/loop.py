@@ -1,0 +1,245 @@
+"""The training loop: one batch from disk to update, and what happens between batches."""
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+from tqdm import tqdm
+
+from dqrm.config import RunConfig
+from dqrm.data.batch import Batch
+from dqrm.data.dataset import PreparedDataset
+from dqrm.data.order import RowOrder
+from dqrm.models.dlrm import DLRM
+from dqrm.tracking.tracker import Tracker
+from dqrm.training.checkpoint import TrainState, prune_checkpoints, save_checkpoint
+from dqrm.training.evaluate import evaluate
+from dqrm.training.optimizer import Optimizer, rate_factor
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 10.0
+"""Pace of progress lines where there is no terminal to draw a bar on."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to change."""
+
+
+class Trainer:
+    """Trains a model over epochs, validates, selects, and saves what is needed to resume.
+
+    A step is one batch. After every step, in this order: validation where due, a checkpoint
+    where due, the end where reached; a checkpoint therefore never leaves a validation behind,
+    and a resumed run sees the same sequence as an unbroken one.
+
+    Args:
+        config: the run's configuration.
+        dataset: with a ``train`` split; ``validation`` is used where present.
+        model: to train, in place.
+        optimizer: of that model.
+        state: where to begin; advanced in place.
+        tracker: receives metrics by step.
+        checkpoints: folder for checkpoints.
+        stop_requested: asked after every step whether to save and return.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: PreparedDataset,
+        model: DLRM,
+        optimizer: Optimizer,
+        state: TrainState,
+        tracker: Tracker,
+        checkpoints: Path,
+        stop_requested: Callable[[], bool],
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.optimizer = optimizer
+        self.state = state
+        self.tracker = tracker
+        self.checkpoints = checkpoints
+        self.stop_requested = stop_requested
+        self.train_split = dataset.split("train")
+        self.validation = (
+            dataset.split("validation") if "validation" in dataset.manifest.splits else None
+        )
+        self.batches_per_epoch = self.train_split.num_batches(config.data.batch_size)
+        self._saved_step = state.step
+        self._saved_at = time.monotonic()
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run if it does not stop early."""
+        steps = self.config.train.epochs * self.batches_per_epoch
+        return min(steps, self.config.train.max_steps or steps)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done or validation has stopped getting better."""
+        patience = self.config.train.patience
+        return self.state.step >= self.total_steps or (
+            patience is not None and self.state.validations_since_best >= patience
+        )
+
+    def fit(self) -> None:
+        """Train from the current state until finished or asked to stop."""
+        self.model.train()
+        progress = _Progress(self.total_steps, self.state.step)
+        with progress:
+            while not self.finished and not self.stop_requested():
+                self._train_epoch(progress)
+        if self.state.step > self._saved_step:
+            self._save()
+
+    def _train_epoch(self, progress: "_Progress") -> None:
+        """Train on the rest of the current epoch."""
+        state, data = self.state, self.config.data
+        order = None
+        if data.shuffle:
+            order = RowOrder(
+                self.train_split.num_rows, self.config.train.seed, state.epoch, data.window_rows
+            )
+        started = time.perf_counter()
+        for batch in self.train_split.batches(
+            data.batch_size, order=order, start_batch=state.batch
+        ):
+            loss = self._train_step(batch)
+            rows = batch.label.numel()
+            state.step += 1
+            state.batch += 1
+            state.samples += rows
+            state.loss_sum += loss * rows
+            state.loss_rows += rows
+            state.train_seconds += time.perf_counter() - started
+            if state.batch == self.batches_per_epoch:
+                state.epoch, state.batch = state.epoch + 1, 0
+            progress.advance(state, loss)
+            self._between_steps()
+            if self.finished or self.stop_requested():
+                return
+            started = time.perf_counter()
+
+    def _train_step(self, batch: Batch) -> float:
+        """Update the model on one batch and return its mean loss before the update."""
+        self.optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.train.bf16):
+            logits = self.model(batch.dense, batch.indices, batch.offsets)
+        loss = functional.binary_cross_entropy_with_logits(logits.float(), batch.label)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss became {value} at step {self.state.step + 1}; lower optim.lr, set "
+                "optim.clip_norm, or look for extreme values in the dense columns"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step(self.state.step)
+        return value
+
+    def _between_steps(self) -> None:
+        """Log, validate and save where due."""
+        state, train = self.state, self.config.train
+        if state.step % train.log_every == 0 or self.finished:
+            self._log_loss()
+        at_epoch_end = state.batch == 0
+        periodic = train.eval_every is not None and state.step % train.eval_every == 0
+        improved = False
+        if self.validation is not None and (periodic or at_epoch_end or self.finished):
+            improved = self._validate()
+        if improved or at_epoch_end or self._checkpoint_due() or self.stop_requested():
+            self._save()
+
+    def _log_loss(self) -> None:
+        state = self.state
+        metrics = {
+            "train/loss": state.loss_sum / state.loss_rows,
+            "train/lr": self.config.optim.lr * rate_factor(state.step - 1, self.config.optim),
+            "perf/samples_per_second": state.samples / state.train_seconds,
+            "perf/step_seconds": state.train_seconds / state.step,
+        }
+        state.loss_sum, state.loss_rows = 0.0, 0
+        self._record(metrics)
+
+    def _validate(self) -> bool:
+        """Measure the validation split and return whether the model is the best so far."""
+        assert self.validation is not None
+        state, select = self.state, self.config.train.select
+        measured = evaluate(self.model, self.validation, self.config.train.eval_batch_size)
+        value = measured.auc if select == "auc" else -measured.log_loss
+        improved = state.best_value is None or value > state.best_value
+        if improved:
+            state.best_value, state.best_step = value, state.step
+            state.validations_since_best = 0
+        else:
+            state.validations_since_best += 1
+        metrics = measured.as_dict("val/")
+        if improved:
+            metrics["best/val_auc"] = measured.auc
+            metrics["best/val_log_loss"] = measured.log_loss
+            metrics["best/step"] = state.step
+        self._record(metrics)
+        log.info(
+            "step %d, epoch %.2f: validation AUC %.4f, log loss %.4f%s",
+            state.step,
+            state.step / self.batches_per_epoch,
+            measured.auc,
+            measured.log_loss,
+            " (best so far)" if improved else "",
+        )
+        return improved
+
+    def _record(self, metrics: dict[str, float]) -> None:
+        self.state.history.append({"step": self.state.step, **metrics})
+        self.tracker.log_metrics(metrics, self.state.step)
+
+    def _checkpoint_due(self) -> bool:
+        every_steps = self.config.checkpoint.every_steps
+        every_minutes = self.config.checkpoint.every_minutes
+        return (every_steps is not None and self.state.step % every_steps == 0) or (
+            every_minutes is not None and time.monotonic() - self._saved_at >= 60 * every_minutes
+        )
+
+    def _save(self) -> None:
+        save_checkpoint(self.checkpoints, self.model, self.optimizer, self.state, self.config)
+        keep = self.config.checkpoint.keep_last
+        prune_checkpoints(self.checkpoints, keep, self.state.best_step)
+        self._saved_step, self._saved_at = self.state.step, time.monotonic()
+
+
+class _Progress:
+    """A bar on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self, total_steps: int, done: int) -> None:
+        self._total = total_steps
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(total=total_steps, initial=done, unit="step", disable=not self._terminal)
+        self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._bar.close()
+
+    def advance(self, state: TrainState, loss: float) -> None:
+        """Show that one more step is done."""
+        self._bar.update()
+        rate = state.samples / state.train_seconds
+        if self._terminal:
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} samples/s", refresh=False)
+        elif time.monotonic() >= self._next_line:
+            self._next_line += SECONDS_BETWEEN_LINES
+            log.info(
+                "step %d of %d: loss %.4f, %s samples/s",
+                state.step,
+                self._total,
+                loss,
+                f"{rate:,.0f}",
+            )

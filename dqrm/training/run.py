@@ -1,0 +1,293 @@
+"""A whole training run: set-up, the loop, the one test, and what the run leaves behind.
+
+<output>/<name>/
+    config.yaml             the resolved configuration
+    checkpoints/            see dqrm.training.checkpoint
+    artifact/               the packed model, ready to serve
+    plots/                  curves and calibration
+    summary.json            the result; its presence means the run is complete
+"""
+
+import logging
+import signal
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+
+from dqrm.config import RunConfig, dump_yaml
+from dqrm.data.dataset import PreparedDataset
+from dqrm.data.encode import RowEncoder
+from dqrm.files import write_json, write_text
+from dqrm.models.sizes import ModelSizes
+from dqrm.runtime import prepare_threads
+from dqrm.serving.artifact import save_artifact
+from dqrm.serving.predictor import ARTIFACT_FILE
+from dqrm.tracking.plots import plot_calibration, plot_curves
+from dqrm.tracking.tracker import DatasetRecord, Tracker, start_tracker
+from dqrm.training.build import build_model, sizes_of
+from dqrm.training.checkpoint import Checkpoint, TrainState
+from dqrm.training.evaluate import predict
+from dqrm.training.loop import Trainer
+from dqrm.training.metrics import Metrics, measure
+from dqrm.training.optimizer import Optimizer
+from dqrm.training.resume import find_checkpoint, refuse_changes
+from dqrm.training.stop import stop_on_signals
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run came to."""
+
+    run_dir: Path
+    best_step: int
+    """Step of the selected model; the last step where there is no validation split."""
+    validation: Metrics | None
+    """Of the selected model."""
+    test: Metrics | None
+    """Of the selected model, measured once; None without a test split or when interrupted."""
+    fp32_bytes: int
+    packed_bytes: int
+    samples_per_second: float
+    run_id: str | None
+    tracking_uri: str | None
+    interrupted: int | None = None
+    """Number of the signal that stopped the run after a checkpoint."""
+
+
+def train(
+    config: RunConfig, *, resume: Path | Literal["auto"] | None = None, recipe: str | None = None
+) -> TrainResult:
+    """Train, select on validation, test once, and pack the model.
+
+    SIGINT and SIGTERM end the run after the step in progress with a checkpoint; the result
+    then names the signal.
+
+    Args:
+        config: the resolved configuration.
+        resume: a run's folder, a checkpoint, or "auto" for the newest unfinished run of the
+            same configuration, or a new run where there is none.
+        recipe: names the run when ``config.name`` does not.
+
+    Raises:
+        ValueError: configuration, data and checkpoint do not fit together.
+        TrainingError: the loss is no longer finite.
+    """
+    threads = prepare_threads(config.train.threads)
+    log.info("computing with %d threads: %s", threads.count, threads.reason)
+    checkpoint = find_checkpoint(resume, config) if resume else None
+    dataset = PreparedDataset.open(config.data.path)
+    if checkpoint is None:
+        run_dir = _new_run_folder(config, recipe)
+        manifest = dataset.manifest
+        state = TrainState(dataset_digest=manifest.digest, features_digest=manifest.features_digest)
+    else:
+        refuse_changes(checkpoint, config, dataset.manifest.digest)
+        run_dir, state = checkpoint.run_dir, checkpoint.state
+        log.info("resuming %s at step %d", run_dir, state.step)
+    config = config.model_copy(update={"name": run_dir.name, "output": run_dir.parent})
+
+    torch.manual_seed(config.train.seed)
+    model = build_model(config, dataset)
+    optimizer = Optimizer(model, config.optim)
+    if checkpoint is not None:
+        checkpoint.load_model(model)
+        checkpoint.load_optimizer(optimizer)
+    write_text(run_dir / "config.yaml", dump_yaml(config))
+
+    # A resumed run goes on as the MLflow run its folder was recorded in.
+    tracker = start_tracker(config.tracking, run_name=run_dir.name, run_dir=run_dir)
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
+    try:
+        sizes = sizes_of(config, dataset)
+        if checkpoint is None:
+            _describe_run(tracker, config, dataset, sizes, run_dir)
+        with stop_on_signals() as stop:
+            trainer = Trainer(
+                config,
+                dataset,
+                model,
+                optimizer,
+                state,
+                tracker,
+                run_dir / "checkpoints",
+                lambda: stop.signal is not None,
+            )
+            trainer.fit()
+        if stop.signal is not None and not trainer.finished:
+            status = "KILLED"
+            name = signal.Signals(stop.signal).name
+            log.info("stopped by %s after step %d; resume with --resume", name, state.step)
+            return _result(run_dir, state, None, sizes, tracker, interrupted=stop.signal)
+        test = _conclude(trainer, dataset, sizes, run_dir)
+        status = "FINISHED"
+        return _result(run_dir, state, test, sizes, tracker)
+    finally:
+        tracker.finish(status)
+
+
+def _new_run_folder(config: RunConfig, recipe: str | None) -> Path:
+    config.output.mkdir(parents=True, exist_ok=True)
+    if config.name is not None:
+        path = config.output / config.name
+        try:
+            path.mkdir()
+        except FileExistsError:
+            raise ValueError(
+                f"the run {path} exists; give another name, or go on with it: --resume {path}"
+            ) from None
+        return path
+    stem = f"{recipe or 'train'}-{datetime.now():%Y%m%d-%H%M%S}"
+    for attempt in range(1000):
+        path = config.output / (f"{stem}-{attempt}" if attempt else stem)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise ValueError(f"{config.output} is full of runs named {stem}-*")
+
+
+def _describe_run(
+    tracker: Tracker,
+    config: RunConfig,
+    dataset: PreparedDataset,
+    sizes: ModelSizes,
+    run_dir: Path,
+) -> None:
+    """Record what is known before the first step."""
+    params = config.model_dump(mode="json", exclude={"name", "output", "tracking"})
+    tracker.log_params(
+        {**params, "bits": config.quant.bits, "seed": config.train.seed, "world_size": 1}
+    )
+    tracker.log_artifact(run_dir / "config.yaml")
+    manifest = dataset.manifest
+    for split, info in manifest.splits.items():
+        tracker.log_dataset(
+            DatasetRecord(
+                name=f"{dataset.path.name}/{split}",
+                source=str(dataset.path),
+                digest=manifest.digest,
+                context={"train": "training"}.get(split, split),
+                sample=_sample(dataset, split),
+                profile={"num_rows": info.num_rows, "positives": info.positives},
+            )
+        )
+    tracker.log_metrics(
+        {
+            "size/fp32_bytes": sizes.fp32_bytes,
+            "size/packed_bytes": sizes.packed_bytes,
+            "size/training_bytes": sizes.training_bytes,
+        },
+        step=0,
+    )
+
+
+def _sample(dataset: PreparedDataset, split: str) -> pd.DataFrame:
+    """Return the first rows of a split as prepared; lists of ids are left out."""
+    rows = dataset.split(split).rows(0, 5)
+    schema = dataset.schema
+    columns = {schema.label: rows.label}
+    columns |= {column.name: rows.dense[n] for n, column in enumerate(schema.dense)}
+    columns |= {column.name: rows.one_hot[n] for n, column in enumerate(schema.one_hot)}
+    return pd.DataFrame(columns)
+
+
+def _input_example(dataset: PreparedDataset) -> pd.DataFrame:
+    """Return a row in the form raw data has: numbers, text, lists of text.
+
+    It gives the logged model its signature. Values are blanks, because prepared data holds ids
+    and no longer what they stood for.
+    """
+    schema = dataset.schema
+    row: dict[str, list[object]] = {column.name: [0.0] for column in schema.dense}
+    for column in schema.categorical:
+        row[column.name] = [[""]] if column.multi_hot else [""]
+    return pd.DataFrame(row)
+
+
+def _conclude(
+    trainer: Trainer, dataset: PreparedDataset, sizes: ModelSizes, run_dir: Path
+) -> Metrics | None:
+    """Select, test once, pack, plot and record; return the test's metrics."""
+    config, state, tracker = trainer.config, trainer.state, trainer.tracker
+    best = run_dir / "checkpoints" / f"step-{state.best_step or state.step:08d}"
+    Checkpoint(best, config, state).load_model(trainer.model)
+    plots = run_dir / "plots"
+    plots.mkdir(exist_ok=True)
+    test = None
+    if "test" in dataset.manifest.splits:
+        split = dataset.split("test")
+        logits, labels = predict(trainer.model, split, config.train.eval_batch_size)
+        test = measure(logits, labels)
+        tracker.log_metrics(test.as_dict("test/"), state.step)
+        figure = plot_calibration(torch.sigmoid(logits).numpy(), labels.numpy())
+        figure.savefig(plots / "calibration.png", dpi=120)
+    plot_curves(state.history).savefig(plots / "curves.png", dpi=120)
+    encoder = RowEncoder.from_dataset(dataset.path)
+    artifact = run_dir / "artifact"
+    packed_bytes = save_artifact(
+        artifact / ARTIFACT_FILE, trainer.model, config.model, encoder, state.features_digest
+    )
+    assert packed_bytes == sizes.packed_bytes, (packed_bytes, sizes.packed_bytes)
+    summary = {
+        "best_step": state.best_step or state.step,
+        "steps": state.step,
+        "test": None if test is None else test.as_dict(),
+        "fp32_bytes": sizes.fp32_bytes,
+        "packed_bytes": packed_bytes,
+        "samples_per_second": state.samples / state.train_seconds,
+        "dataset_digest": state.dataset_digest,
+        "run_id": tracker.run_id,
+    }
+    write_json(run_dir / "summary.json", summary)
+    for path in sorted(plots.iterdir()):
+        tracker.log_artifact(path, "plots")
+    tracker.log_artifact(run_dir / "summary.json")
+    if config.tracking.checkpoint:
+        tracker.log_artifact(best, "checkpoints")
+    tracker.describe(_outcome(test, sizes, config))
+    tracker.log_model(artifact, _input_example(dataset), config.tracking.register_as)
+    return test
+
+
+def _outcome(test: Metrics | None, sizes: ModelSizes, config: RunConfig) -> str:
+    """Two lines for a person who scans the list of runs."""
+    bits = "FP32" if config.quant.bits == 32 else f"INT{config.quant.bits}"
+    quality = (
+        "no test split"
+        if test is None
+        else f"test AUC {test.auc:.4f}, log loss {test.log_loss:.4f}"
+    )
+    ratio = sizes.fp32_bytes / sizes.packed_bytes
+    return (
+        f"{bits} {config.optim.name} on {config.data.path}: {quality}.\n"
+        f"{sizes.packed_bytes:,} bytes packed, {ratio:.1f} times smaller than FP32."
+    )
+
+
+def _result(
+    run_dir: Path,
+    state: TrainState,
+    test: Metrics | None,
+    sizes: ModelSizes,
+    tracker: Tracker,
+    interrupted: int | None = None,
+) -> TrainResult:
+    return TrainResult(
+        run_dir=run_dir,
+        best_step=state.best_step or state.step,
+        validation=state.best_validation(),
+        test=test,
+        fp32_bytes=sizes.fp32_bytes,
+        packed_bytes=sizes.packed_bytes,
+        samples_per_second=state.samples / state.train_seconds if state.train_seconds else 0.0,
+        run_id=tracker.run_id,
+        tracking_uri=tracker.uri,
+        interrupted=interrupted,
+    )
