@@ -26,6 +26,11 @@ def _load() -> tuple[ModuleType | None, str]:
         return None, str(error)
 
 
+def native() -> ModuleType | None:
+    """The compiled module, None where it is not installed or does not load."""
+    return _load()[0]
+
+
 def native_available() -> bool:
     """Whether the compiled loops are installed and load."""
     return _load()[0] is not None
@@ -64,8 +69,8 @@ def isa_level() -> str:
 def announce_fallback() -> None:
     """Say once, through logging, that plain Python does the work, and what that costs."""
     _log.warning(
-        "compiled kernels cannot be used (%s): text is parsed in plain Python, about a hundred "
-        "times slower; a C++20 compiler and `pip install .` give them",
+        "compiled kernels cannot be used (%s): text is parsed in plain Python, some 200 times "
+        "slower; a C++20 compiler and `pip install .` give them",
         unavailable_reason(),
     )
 

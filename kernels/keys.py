@@ -1,13 +1,16 @@
 """Keys of categorical values: hashing text, bucketing, dictionary encoding, look-up.
 
-A key is the XXH64 (seed 0) of a value's UTF-8 bytes. N strings or keys below.
+A key is the XXH64 (seed 0) of a value's UTF-8 bytes. N strings or keys below. Each function has a
+plain twin named `*_reference`, which gives the same and serves where nothing is compiled.
 """
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from dqrm.kernels.cpu import announce_fallback, isa_level, native
 from dqrm.kernels.plan import MAX_BUCKETS, ByteBuffer
 from dqrm.kernels.xxh64 import xxh64_reference
 
@@ -15,14 +18,32 @@ _LOW_BITS = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
 
-def hash_strings_reference(offsets: NDArray[np.integer], data: ByteBuffer) -> NDArray[np.uint64]:
+def hash_strings(offsets: NDArray[np.integer[Any]], data: ByteBuffer) -> NDArray[np.uint64]:
+    """Keys of N strings that lie one after the other, as in an Arrow string array.
+
+    offsets: int32 or int64 [N + 1], ascending, in bytes into data. Returns uint64 [N].
+    Raises ValueError when offsets descend or leave data.
+    """
+    module = native()
+    if module is None:
+        announce_fallback()
+        return hash_strings_reference(offsets, data)
+    _check_offsets(offsets, memoryview(data).nbytes)
+    keys: NDArray[np.uint64] = module.hash_strings(
+        np.ascontiguousarray(offsets, dtype=np.int64), data
+    )
+    return keys
+
+
+def hash_strings_reference(
+    offsets: NDArray[np.integer[Any]], data: ByteBuffer
+) -> NDArray[np.uint64]:
     """Same as hash_strings; remembers strings it has seen within the call."""
     text = memoryview(data).cast("B")
-    _check_offsets(offsets, len(text))
+    _check_offsets(offsets, text.nbytes)
     seen: dict[bytes, int] = {}
     keys = np.empty(max(len(offsets) - 1, 0), dtype=np.uint64)
-    bounds = offsets.tolist()
-    for at, (start, stop) in enumerate(pairwise(bounds)):
+    for at, (start, stop) in enumerate(pairwise(offsets.tolist())):
         string = bytes(text[start:stop])
         key = seen.get(string)
         if key is None:
@@ -31,37 +52,24 @@ def hash_strings_reference(offsets: NDArray[np.integer], data: ByteBuffer) -> ND
     return keys
 
 
-def hash_strings(offsets: NDArray[np.integer], data: ByteBuffer) -> NDArray[np.uint64]:
-    """Keys of N strings that lie one after the other, as in an Arrow string array.
-
-    offsets: int32 or int64 [N + 1], ascending, in bytes into data. Returns uint64 [N].
-    Raises ValueError when offsets descend or leave data.
-    """
-    return hash_strings_reference(offsets, data)
-
-
 def bucket_of(keys: ArrayLike, buckets: int) -> NDArray[np.int32]:
     """The high 64 bits of key * buckets: uint64 [N] to int32 [N] in [0, buckets)."""
-    if not 1 <= buckets <= MAX_BUCKETS:
-        raise ValueError(f"buckets={buckets}: must be between 1 and {MAX_BUCKETS}")
+    module = native()
+    if module is None:
+        return bucket_of_reference(keys, buckets)
+    _check_buckets(buckets)
+    ids: NDArray[np.int32] = module.bucket(_as_keys(keys), buckets, isa_level())
+    return ids
+
+
+def bucket_of_reference(keys: ArrayLike, buckets: int) -> NDArray[np.int32]:
+    """Same as bucket_of."""
+    _check_buckets(buckets)
     key = _as_keys(keys)
     count = np.uint64(buckets)
     # count < 2^31, so neither product nor their sum overflows 64 bits.
     carry = ((key & _LOW_BITS) * count) >> _HALF
     return (((key >> _HALF) * count + carry) >> _HALF).astype(np.int32)
-
-
-def encode_keys_reference(
-    keys: ArrayLike, buckets: int = 0
-) -> tuple[NDArray[np.int32], NDArray[np.uint64] | None]:
-    """Same as encode_keys, by sorting."""
-    if buckets:
-        return bucket_of(keys, buckets), None
-    sorted_keys, first, inverse = np.unique(_as_keys(keys), return_index=True, return_inverse=True)
-    by_sight = np.argsort(first)
-    rank = np.empty(len(by_sight), dtype=np.int32)
-    rank[by_sight] = np.arange(len(by_sight), dtype=np.int32)
-    return rank[inverse], sorted_keys[by_sight]
 
 
 def encode_keys(
@@ -73,35 +81,72 @@ def encode_keys(
     keys come second. buckets > 0: ids are bucket_of(keys, buckets), second is None.
     Returns int32 [N] and uint64 [number of distinct keys] or None.
     """
-    return encode_keys_reference(keys, buckets)
+    module = native()
+    if module is None:
+        return encode_keys_reference(keys, buckets)
+    if buckets:
+        return bucket_of(keys, buckets), None
+    ids, unique_keys = module.encode(_as_keys(keys))
+    return ids, unique_keys
+
+
+def encode_keys_reference(
+    keys: ArrayLike, buckets: int = 0
+) -> tuple[NDArray[np.int32], NDArray[np.uint64] | None]:
+    """Same as encode_keys, by sorting."""
+    if buckets:
+        return bucket_of_reference(keys, buckets), None
+    sorted_keys, first, inverse = np.unique(_as_keys(keys), return_index=True, return_inverse=True)
+    by_sight = np.argsort(first)
+    rank = np.empty(len(by_sight), dtype=np.int32)
+    rank[by_sight] = np.arange(len(by_sight), dtype=np.int32)
+    return rank[inverse], sorted_keys[by_sight]
 
 
 class KeyIndex:
     """Ids of a vocabulary's keys: keys[i] has id i + 1, every other key has id 0.
 
-    keys: uint64 [rows], distinct, may be memory-mapped. Raises ValueError for a repeated key.
+    keys: uint64 [rows], distinct, may be memory-mapped and is held, not copied.
+    Raises ValueError for a repeated key. Takes 13 bytes a key besides the keys.
     """
 
     def __init__(self, keys: ArrayLike) -> None:
         self._keys = _as_keys(keys)
-        self._order = np.argsort(self._keys, kind="stable").astype(np.int32)
-        self._sorted = self._keys[self._order]
-        repeated = np.flatnonzero(self._sorted[1:] == self._sorted[:-1])
-        if len(repeated):
-            first, second = self._order[repeated[0]], self._order[repeated[0] + 1]
-            raise ValueError(f"vocabulary: keys {first} and {second} are equal")
+        module = native()
+        self._table: Any = (
+            KeyIndexReference(self._keys) if module is None else module.KeyTable(self._keys)
+        )
 
     def __len__(self) -> int:
         return len(self._keys)
 
     def lookup(self, query: ArrayLike) -> NDArray[np.int32]:
         """Ids of N keys: uint64 [N] to int32 [N], 0 = unknown."""
-        wanted = _as_keys(query)
-        if not len(self._keys):
-            return np.zeros(len(wanted), dtype=np.int32)
-        at = np.searchsorted(self._sorted, wanted)
+        ids: NDArray[np.int32] = self._table.look_up(_as_keys(query))
+        return ids
+
+
+class KeyIndexReference:
+    """Same as KeyIndex, by binary search."""
+
+    def __init__(self, keys: ArrayLike) -> None:
+        array = _as_keys(keys)
+        self._order = np.argsort(array, kind="stable").astype(np.int32)
+        self._sorted = array[self._order]
+        repeated = np.flatnonzero(self._sorted[1:] == self._sorted[:-1])
+        if len(repeated):
+            at = repeated[np.argmin(self._order[repeated + 1])]
+            raise ValueError(
+                f"vocabulary: keys {self._order[at]} and {self._order[at + 1]} are equal"
+            )
+
+    def look_up(self, query: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """Ids of N keys: uint64 [N] to int32 [N], 0 = unknown."""
+        if not len(self._sorted):
+            return np.zeros(len(query), dtype=np.int32)
+        at = np.searchsorted(self._sorted, query)
         at[at == len(self._sorted)] = 0
-        return np.where(self._sorted[at] == wanted, self._order[at] + 1, 0).astype(np.int32)
+        return np.where(self._sorted[at] == query, self._order[at] + 1, 0).astype(np.int32)
 
 
 def _as_keys(keys: ArrayLike) -> NDArray[np.uint64]:
@@ -111,7 +156,12 @@ def _as_keys(keys: ArrayLike) -> NDArray[np.uint64]:
     return np.ascontiguousarray(array)
 
 
-def _check_offsets(offsets: NDArray[np.integer], data_bytes: int) -> None:
+def _check_buckets(buckets: int) -> None:
+    if not 1 <= buckets <= MAX_BUCKETS:
+        raise ValueError(f"buckets={buckets}: must be between 1 and {MAX_BUCKETS}")
+
+
+def _check_offsets(offsets: NDArray[np.integer[Any]], data_bytes: int) -> None:
     if offsets.dtype not in (np.int32, np.int64) or offsets.ndim != 1:
         raise ValueError(
             f"offsets: expected int32 or int64 [N + 1], got {offsets.dtype} {list(offsets.shape)}"
