@@ -27,10 +27,12 @@ __all__ = [
     "FieldHelp",
     "Override",
     "describe_fields",
+    "keys_at",
     "load",
     "parse_override",
     "shipped_configs",
     "shipped_text",
+    "suggestion",
     "to_yaml",
 ]
 
@@ -271,7 +273,7 @@ def _describe_faults(
             described.append(f"{where}{key}.{which}={tag}: must be one of {expected}")
             continue
         if first["type"] == "extra_forbidden":
-            described.append(f"{where}{key}: unknown key; {_suggestion(model, path)}")
+            described.append(f"{where}{key}: unknown key; {suggestion(model, path)}")
             continue
         messages = list(dict.fromkeys(_message(fault) for fault in faults))
         text = " or ".join(messages)
@@ -317,7 +319,8 @@ def _message(fault: ErrorDetails) -> str:
     return text.replace("Input should be", "must be", 1)
 
 
-def _suggestion(model: type[BaseModel], path: KeyPath) -> str:
+def suggestion(model: type[BaseModel], path: KeyPath) -> str:
+    """What a person may have meant by a key that ``model`` does not have at ``path``."""
     siblings = keys_at(model, path[:-1])
     prefix = ".".join(map(str, path[:-1]))
     near = _nearest(str(path[-1]), siblings)

@@ -84,7 +84,10 @@ add_completion_class(KeyValueBashComplete)
 @click.argument("shell", type=click.Choice(list(_HOW_TO)))
 @click.pass_context
 def completion(ctx: click.Context, shell: str) -> None:
-    """Print the script that completes commands, options, override keys and their values."""
+    """Print the completion script of a shell.
+
+    It completes commands, options, override keys and their values, and shipped configurations.
+    """
     root = ctx.find_root()
     kind = get_completion_class(shell)
     assert kind is not None

@@ -48,9 +48,10 @@ class _Overrides(OverrideType):
 @click.option("--json", "form", flag_value="json", help="Print the resolved values as JSON.")
 @click.argument("overrides", nargs=-1, type=_Overrides(RUN_MODEL), metavar="[KEY=VALUE]...")
 def config(source: str | None, command: str, form: str | None, overrides: tuple[str, ...]) -> None:
-    """Print the resolved configuration as YAML, each key under its help.
+    """Print the resolved configuration.
 
-    Values come from the defaults, then the file, then the overrides.
+    It is YAML that --config reads back, each key under its help. Values come from the defaults,
+    then the file, then the overrides.
     """
     from dqrm.configuration import describe_fields, load, to_yaml
 

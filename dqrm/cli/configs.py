@@ -23,7 +23,7 @@ def configs() -> None:
 
 @click.command("ls", cls=DqrmCommand, examples=[("dqrm configs ls", "names and what they are for")])
 def ls() -> None:
-    """List the shipped configurations: name and first comment line."""
+    """List the shipped configurations."""
     from dqrm.configuration import shipped_configs
 
     names = shipped_configs()
@@ -44,7 +44,10 @@ def ls() -> None:
 @click.argument("destination", type=click.Path(path_type=Path), required=False)
 @click.option("--force", "-f", is_flag=True, help="Overwrite an existing file.")
 def cp(name: str, destination: Path | None, force: bool) -> None:
-    """Copy the shipped configuration NAME to DESTINATION (a file or folder; here by default)."""
+    """Copy one to edit it.
+
+    DESTINATION is a file or a folder; NAME.yaml in this folder when not given.
+    """
     from dqrm.configuration import shipped_text
     from dqrm.files import write_text
 

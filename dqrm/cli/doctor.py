@@ -21,7 +21,7 @@ _MARKS = {"ok": " ", "note": "-", "problem": "!"}
 @click.option("--tracking-uri", metavar="URI", help="MLflow store to check.")
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(tracking_uri: str | None, as_json: bool) -> int:
-    """Show what this machine offers, what dqrm will use and why.
+    """Show what this machine offers and what will be used.
 
     Lines marked "-" cost speed or a feature, lines marked "!" keep something from working; each
     has a fix. The exit code is 1 when there is a "!".

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dqrm.cli.text import bytes_text, pairs, seconds_text, table
+from dqrm.compress.grids import packed_row_bytes
 from dqrm.config import RunConfig
 from dqrm.data.dataset import PreparedDataset
 from dqrm.models.dlrm import table_bits
@@ -87,7 +88,7 @@ def _largest_tables(config: RunConfig, dataset: PreparedDataset) -> str:
             f"{info.num_rows:,}",
             str(width),
             bytes_text(4 * info.num_rows * dim),
-            bytes_text(info.num_rows * dim * width / 8),
+            bytes_text(info.num_rows * packed_row_bytes(dim, width)),
         )
         for info, width in largest[:_TABLES_SHOWN]
     ]

@@ -50,7 +50,11 @@ def evaluate(
     no_track: bool,
     as_json: bool,
 ) -> int:
-    """Measure a run's packed model, a checkpoint or an artifact on a prepared data set."""
+    """Measure a trained model on a prepared data set.
+
+    The model is a run's folder (its packed model), a checkpoint, or a packed model; the
+    measurement is recorded in MLflow as a run of its own.
+    """
     if not model.exists():
         raise click.UsageError(f"{model}: no such run, checkpoint or artifact")
 

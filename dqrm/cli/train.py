@@ -65,7 +65,7 @@ def train(
     dry_run: bool,
     overrides: tuple[str, ...],
 ) -> int:
-    """Train a model on a prepared data set and record the run in MLflow.
+    """Train a model and record the run.
 
     Values come from the defaults, then --config, then KEY=VALUE overrides; `dqrm config
     --fields` lists the keys. SIGINT and SIGTERM save a checkpoint before the run ends.
