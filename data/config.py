@@ -204,7 +204,7 @@ class PrepareConfig(_Strict):
     hash_buckets: Annotated[int, Field(ge=1, le=MAX_TABLE_ROWS)] | None = None
     """For categorical columns that do not say: hash into this many ids, keep no vocabulary."""
 
-    min_frequency: PositiveInt = 1
+    min_frequency: PositiveInt | None = None
     """For categorical columns that do not say: rarer values share id 0."""
 
     max_size: PositiveInt | None = None
@@ -254,7 +254,7 @@ class PrepareConfig(_Strict):
             raise ValueError(
                 f"max_malformed={self.max_malformed:g}: give a share below 1 or whole lines"
             )
-        if self.hash_buckets is not None and (self.min_frequency > 1 or self.max_size is not None):
+        if self.hash_buckets is not None and (self.min_frequency or self.max_size):
             raise ValueError(
                 "hash_buckets keeps no vocabulary, so min_frequency and max_size do not apply; "
                 "give one or the other"

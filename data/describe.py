@@ -163,14 +163,12 @@ def render(description: DatasetDescription) -> str:
         ]
     if description.tables:
         lines += ["", *_tables_section(description)]
+        dim, rows = description.embedding_dim, description.embedding_rows
         sizes = ", ".join(
             f"{'FP32' if bits == 32 else f'INT{bits}'} {_size(count)}"
             for bits, count in description.embedding_bytes.items()
         )
-        lines += [
-            "",
-            f"{description.embedding_rows:,} embedding rows of {description.embedding_dim}: {sizes}",
-        ]
+        lines += ["", f"{rows:,} embedding rows of {dim}: {sizes}"]
     return "\n".join(lines)
 
 
@@ -228,6 +226,7 @@ def plot(description: DatasetDescription, path: Path | str) -> None:
     sizes, skew = figure.subplots(1, 2, sharey=True)
     _bars(sizes, places, [("embedding rows", [table.num_rows for table in tables], "#4c78a8")])
     sizes.set_xscale("log")
+    sizes.set_xlim(left=1)
     sizes.set_yticks(places, names)
     sizes.set_xlabel("embedding rows (log scale)")
     _bars(
@@ -240,7 +239,7 @@ def plot(description: DatasetDescription, path: Path | str) -> None:
     )
     skew.set_xlim(0, 100)
     skew.set_xlabel("share of training look-ups (%)")
-    skew.legend(loc="lower right")
+    skew.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     figure.suptitle(f"{description.path.name}: size and skew of {len(tables)} categorical columns")
     figure.savefig(path, dpi=120)
 

@@ -1,5 +1,6 @@
 """Worker processes: bounded work in flight, what they used, and no orphans."""
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -11,7 +12,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import connection
-from types import TracebackType
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from types import ModuleType, TracebackType
 from typing import Any, Self, TypeVar
 
 Result = TypeVar("Result")
@@ -21,6 +23,31 @@ _POLL_SECONDS = 0.5
 
 class WorkersLost(ValueError):
     """A worker process died; what is done so far stays, so that the next run continues."""
+
+
+class _Process(ForkServerProcess):
+    """A process that does not import the program's main module again.
+
+    No task needs it, and a script that calls `prepare` outside ``if __name__ == "__main__"``
+    would otherwise start over in every worker.
+    """
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            return ForkServerProcess._Popen(process_obj)
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _Context(ForkServerContext):
+    """Forking a process that runs threads (torch, pyarrow) can deadlock; the fork server is a
+    clean process with the libraries loaded, so that a worker starts in milliseconds.
+    """
+
+    Process = _Process
 
 
 @dataclass(frozen=True)
@@ -46,13 +73,9 @@ class Pool:
 
     def __enter__(self) -> Self:
         global _stop_event
-        # Forking a process that runs threads (torch, pyarrow) can deadlock; a fork server is a
-        # clean process and forks cheaply.
-        method = "forkserver" if sys.platform == "linux" else "spawn"
-        context = multiprocessing.get_context(method)
         if self.workers > 1:
-            if method == "forkserver":
-                context.set_forkserver_preload(["dqrm.data.stages"])
+            context = _Context()
+            context.set_forkserver_preload(["dqrm.data.stages"])
             self._stop = context.Event()
             self._executor = ProcessPoolExecutor(
                 self.workers, mp_context=context, initializer=_start, initargs=(self._stop,)
@@ -144,6 +167,8 @@ def _start(stop: Any) -> None:
     """First thing in a worker process."""
     global _stop_event
     _stop_event = stop
+    # The parent process warns; what every worker would repeat helps nobody.
+    logging.getLogger("dqrm").setLevel(logging.ERROR)
     # Control-C reaches every process of the terminal; the parent decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

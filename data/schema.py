@@ -55,8 +55,8 @@ class CategoricalColumn(_Strict):
     hash_buckets: Annotated[int, Field(ge=1, le=MAX_TABLE_ROWS)] | None = None
     """Hash values into this many ids in place of a vocabulary; None builds a vocabulary."""
 
-    min_frequency: PositiveInt = 1
-    """Values seen in fewer training look-ups than this share id 0."""
+    min_frequency: PositiveInt | None = None
+    """Values seen in fewer training look-ups than this share id 0; None keeps all."""
 
     max_size: Annotated[int, Field(ge=1, le=MAX_TABLE_ROWS - 1)] | None = None
     """Keep this many of the most frequent values, id 0 not counted; None keeps all."""
@@ -68,7 +68,7 @@ class CategoricalColumn(_Strict):
 
     @model_validator(mode="after")
     def _hash_or_vocabulary(self) -> Self:
-        if self.hash_buckets is not None and (self.min_frequency > 1 or self.max_size is not None):
+        if self.hash_buckets is not None and (self.min_frequency or self.max_size):
             raise ValueError(
                 f"column {self.name!r}: hash_buckets keeps no vocabulary, so min_frequency and "
                 "max_size do not apply; give one or the other"
@@ -129,14 +129,13 @@ class Schema(_Strict):
         self,
         *,
         hash_buckets: int | None = None,
-        min_frequency: int = 1,
+        min_frequency: int | None = None,
         max_size: int | None = None,
     ) -> "Schema":
         """Give these settings to every categorical column that sets none of them itself."""
-        settings = {"hash_buckets", "min_frequency", "max_size"}
         columns = tuple(
             column
-            if column.model_fields_set & settings
+            if column.hash_buckets or column.min_frequency or column.max_size
             else CategoricalColumn(
                 name=column.name,
                 multi_hot=column.multi_hot,

@@ -75,7 +75,7 @@ def merge_vocabulary(
             counts.append(count_record.array(name_counts)[bounds])
         found, totals = _add_up(keys, counts)
         # A value only seen outside training is as unknown as one never seen.
-        frequent = totals >= column.min_frequency
+        frequent = totals >= (column.min_frequency or 1)
         kept = np.concatenate([kept, found[frequent]])
         kept_counts = np.concatenate([kept_counts, totals[frequent]])
         if column.max_size is not None and len(kept) > column.max_size:
