@@ -7,10 +7,19 @@ from dqrm.models.sizes import ModelSizes, model_sizes
 
 
 def build_model(config: RunConfig, dataset: PreparedDataset) -> DLRM:
-    """Return a freshly initialised model with the tables of ``dataset``."""
-    return build_dlrm(
+    """Return a freshly initialised model with the tables of ``dataset``.
+
+    Row 0 of a table with a vocabulary stands for every value left out of it and begins at zero:
+    where no training row carries it, an unknown value then adds nothing, not noise.
+    """
+    model = build_dlrm(
         config.model, config.quant, num_dense=dataset.num_dense, tables=_tables(dataset)
     )
+    for table, rows in zip(dataset.tables, model.emb_l.table_rows(), strict=True):
+        if not table.hashed:
+            rows[0] = 0.0
+    model.emb_l.refresh_scales()
+    return model
 
 
 def sizes_of(config: RunConfig, dataset: PreparedDataset) -> ModelSizes:
