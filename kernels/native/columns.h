@@ -33,7 +33,7 @@ class Columns {
     if (capacity <= capacity_) return;
     if (capacity_ != 0) capacity = std::max(capacity, capacity_ + capacity_ / 2);
     std::unique_ptr<T, FreeMemory> larger(allocate(std::max<size_t>(columns_ * capacity, 1)));
-    for (size_t i = 0; i < columns_ && used != 0; ++i) {
+    for (size_t i = 0; i < columns_ && data_ != nullptr; ++i) {
       std::memcpy(larger.get() + i * capacity, column(i), used * sizeof(T));
     }
     data_ = std::move(larger);
