@@ -16,7 +16,7 @@ from dqrm.data.manifest import SPLITS, DenseInfo, Manifest, ShardInfo, SplitInfo
 from dqrm.data.rows import F32, I32, I64, Rows
 from dqrm.data.schema import CategoricalColumn, Schema, criteo_schema
 from dqrm.data.shards import ShardWriter, shard_file
-from dqrm.data.teacher import CHUNK_ROWS, DENSE_MISSING, Teacher, bayes_metrics
+from dqrm.data.teacher import CHUNK_ROWS, DENSE_MISSING, F64, Teacher, bayes_metrics
 
 GENERATOR_VERSION = 1
 """Raised when the same settings give other rows."""
@@ -124,8 +124,10 @@ def synthesize(
 
     Rows stand in time order: the first six sevenths train, the next fourteenth is validation, the
     last test. ``manifest.report`` holds what the true probabilities score on the test split and
-    how rare the training ids are. The folder appears complete or not at all. Memory: about
-    `150 MB` per worker and 4 bytes per table row.
+    how rare the training ids are. The folder appears complete or not at all.
+
+    The rows depend on the settings alone, not on workers; another kind of processor may round a
+    dense value's last bit differently. Memory: 200 MB per worker and 4 bytes per table row.
 
     progress: called with (rows written, rows in all) after each piece.
 
@@ -162,7 +164,7 @@ def _generate(folder: Path, config: SynthConfig, progress: Callable[[int, int], 
     )
     counts = [np.zeros(rows, np.int32) for rows in config.table_rows]
     splits: dict[str, SplitInfo] = {}
-    truth: list[tuple[F32, F32]] = []
+    truth: list[tuple[F32, F64]] = []
     workers = config.workers or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(workers) as pool:
         for name, (start, stop) in zip(SPLITS, pairwise(borders), strict=True):
@@ -175,7 +177,8 @@ def _generate(folder: Path, config: SynthConfig, progress: Callable[[int, int], 
                     truth.append((rows.label, probability))
                 progress(at + len(rows), total)
             splits[name] = writer.close()
-    label, probability = (np.concatenate(part) for part in zip(*truth, strict=True))
+    label = np.concatenate([part for part, _ in truth])
+    probability = np.concatenate([part for _, part in truth])
     return Manifest(
         schema=schema,
         dense=tuple(
@@ -205,10 +208,10 @@ def _generate(folder: Path, config: SynthConfig, progress: Callable[[int, int], 
 
 def _pieces(
     teacher: Teacher, pool: ThreadPoolExecutor, ahead: int, start: int, stop: int
-) -> Iterator[tuple[int, Rows, F32]]:
+) -> Iterator[tuple[int, Rows, F64]]:
     """(first row, rows, probabilities) of rows start to stop, in order, drawn `ahead` chunks on."""
     numbers = iter(range(start // CHUNK_ROWS, -(-stop // CHUNK_ROWS)))
-    waiting: deque[tuple[int, Future[tuple[Rows, F32]]]] = deque()
+    waiting: deque[tuple[int, Future[tuple[Rows, F64]]]] = deque()
     while True:
         while len(waiting) < ahead and (number := next(numbers, None)) is not None:
             waiting.append((number * CHUNK_ROWS, pool.submit(teacher.chunk, number)))

@@ -23,6 +23,10 @@ one 64-bit hash of the id holds them all."""
 CHUNK_ROWS = 1 << 16
 """Rows drawn together; also the pilot sample the logit is calibrated on."""
 
+QUANTILE_STEP = 16
+"""The logit is calibrated on every 16th of the sorted pilot rows, which takes a tenth of a
+second in place of two."""
+
 DENSE_MISSING = (0.45, 0.0, 0.2, 0.2, 0.03, 0.22, 0.04, 0.0, 0.04, 0.45, 0.04, 0.77, 0.2)
 """Share of empty fields by dense column, about as in the Criteo Kaggle data."""
 
@@ -93,13 +97,13 @@ class Teacher:
         }
         self._slope, self._bias = _calibrate(self._sum(parts), bayes_auc, positive_rate)
 
-    def chunk(self, number: int) -> tuple[Rows, F32]:
+    def chunk(self, number: int) -> tuple[Rows, F64]:
         """Rows [CHUNK_ROWS] of a chunk and the true probability of each label."""
         rows, parts = self._draw(_ROWS, number)
         probability = _sigmoid(self._slope * self._sum(parts) + self._bias)
         chance = _uniforms(self._words(_ROWS, number, 2, CHUNK_ROWS // 2))
         rows.label[:] = chance < probability
-        return rows, probability.astype(np.float32)
+        return rows, probability
 
     def _draw(self, stream: int, number: int) -> tuple[Rows, dict[str, F64]]:
         """Rows with their labels unset, and the three parts of the logit before scaling."""
@@ -187,26 +191,33 @@ def zipf_ids(uniforms: F64, size: int, exponent: float) -> I32:
     return np.minimum(values.astype(np.int64) - 1, size - 1).astype(np.int32)
 
 
-def bayes_metrics(label: F32, probability: F32) -> dict[str, float]:
-    """AUC and log loss of the true probabilities on drawn labels: no model can expect better."""
-    p = probability.astype(np.float64)
-    positive, negative = p[label == 1.0], np.sort(p[label == 0.0])
-    below = np.searchsorted(negative, positive, "left") + np.searchsorted(
-        negative, positive, "right"
-    )
-    log_loss = -(np.log(positive).sum() + np.log1p(-negative).sum()) / len(p)
-    rate = len(positive) / len(p)
+def bayes_metrics(label: F32, probability: F64) -> dict[str, float]:
+    """AUC and log loss of the true probabilities on drawn labels: no model can expect better.
+
+    Without rows of both labels there is no AUC and no normalized entropy, and they are left out.
+    """
+    positive, negative = probability[label == 1.0], np.sort(probability[label == 0.0])
+    log_loss = -float(np.log(positive).sum() + np.log1p(-negative).sum()) / len(label)
+    if not len(positive) or not len(negative):
+        return {"log_loss": log_loss}
+    # Pairs in the right order, ties counting half.
+    below = [
+        np.searchsorted(negative, positive, "left"),
+        np.searchsorted(negative, positive, "right"),
+    ]
+    rate = len(positive) / len(label)
     entropy = -(rate * np.log(rate) + (1 - rate) * np.log(1 - rate))
     return {
-        "auc": float(below.mean() / (2 * len(negative))),
-        "log_loss": float(log_loss),
+        "auc": float(np.mean(below) / len(negative)),
+        "log_loss": log_loss,
         "normalized_entropy": float(log_loss / entropy),
     }
 
 
 def _calibrate(logit: F64, bayes_auc: float, positive_rate: float) -> tuple[float, float]:
     """Slope and bias that give the expected AUC and positive rate on the pilot rows."""
-    logit = np.sort(logit)
+    # Quantiles stand for all rows: the solution moves by less than the sampling error.
+    logit = np.sort(logit)[QUANTILE_STEP // 2 :: QUANTILE_STEP]
     low, high = 0.0, 64.0
     bias = 0.0
     for _ in range(40):
@@ -248,7 +259,8 @@ def _uniforms(words: U64) -> F64:
 
 def _normals(words: U64) -> F32:
     """Four standard normals from each word."""
-    return _NORMAL[words.view("<u2")]
+    normals: F32 = _NORMAL[words.view("<u2")]
+    return normals
 
 
 def _mix(words: U64) -> U64:
