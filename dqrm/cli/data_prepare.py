@@ -49,7 +49,8 @@ class SourceOrOverride(OverrideType):
 
 def split_arguments(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
     """Files and overrides, each in order. A file that exists is a file, whatever its name."""
-    files, overrides = [], []
+    files: list[str] = []
+    overrides: list[str] = []
     for argument in arguments:
         is_override = _OVERRIDE.fullmatch(argument) and not Path(argument).exists()
         (overrides if is_override else files).append(argument)

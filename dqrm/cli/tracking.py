@@ -40,7 +40,13 @@ def sync(folders: tuple[Path, ...]) -> int:
     for folder in folders:
         if not folder.is_dir():
             raise click.UsageError(f"{folder}: no such folder")
-    waiting = find_spools(folders or [Path("runs")])
+    # Evaluations lie in the folder of the run they measured.
+    places = [
+        place
+        for folder in folders or [Path("runs")]
+        for place in (folder, *folder.glob("evaluations"), *folder.glob("*/evaluations"))
+    ]
+    waiting = find_spools(places)
     if not waiting:
         click.echo("nothing waits for an upload")
         return ExitCode.DONE

@@ -164,14 +164,15 @@ _Trouble.__module__ = "dqrm.training.loop"
 
 
 def _raising(error: BaseException) -> RootGroup:
-    group = RootGroup("dqrm", lazy={})
+    class Failing(RootGroup):
+        def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+            return fail
 
     @click.command("fail", cls=DqrmCommand)
     def fail() -> None:
         raise error
 
-    group.get_command = lambda ctx, name: fail if name == "fail" else None  # type: ignore[method-assign]
-    return group
+    return Failing("dqrm", lazy={})
 
 
 @pytest.mark.parametrize(

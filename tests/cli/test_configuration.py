@@ -318,4 +318,4 @@ def test_unknown_shipped_name() -> None:
 
 def test_configuration_is_frozen() -> None:
     with pytest.raises(ValidationError):
-        load(RunConfig).name = "other"  # type: ignore[misc]
+        load(RunConfig).name = "other"
