@@ -271,7 +271,12 @@ def _ids(rows: Rows, schema: Schema) -> Iterator[tuple[I32, I64 | None]]:
 def _count(counts: list[I32], rows: Rows, schema: Schema) -> None:
     """Add the look-ups of `rows` to the counts of each table's ids."""
     for count, (ids, _) in zip(counts, _ids(rows, schema), strict=True):
-        np.add.at(count, ids, 1)
+        if len(count) <= CHUNK_ROWS:
+            count += np.bincount(ids, minlength=len(count)).astype(np.int32)
+        else:
+            # Touches the ids seen, not the whole table.
+            seen, times = np.unique(ids, return_counts=True)
+            count[seen] += times.astype(np.int32)
 
 
 def _rarity(
