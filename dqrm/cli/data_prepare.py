@@ -22,7 +22,7 @@ _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=.*", re.DOTALL)
 _EXAMPLES = [
     ("dqrm data prepare train.txt -o prepared/kaggle", "Criteo Kaggle, 80/10/10 by chance"),
     (
-        "dqrm data prepare day_0.gz day_1.gz -o prepared/tb split.by=file split.test=['day_1*']",
+        "dqrm data prepare day_0.gz day_1.gz -o prepared/tb split.by=file 'split.test=[day_1*]'",
         "Criteo Terabyte, the last day for the test",
     ),
     (

@@ -1,5 +1,6 @@
 """``dqrm train``: resolve the configuration, train, print what came of it."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -12,6 +13,8 @@ from dqrm.cli.summary import summary
 
 if TYPE_CHECKING:
     from dqrm.config import RunConfig
+
+log = logging.getLogger(__name__)
 
 _EXAMPLES = [
     ("dqrm train --config census", "4 bits on the built-in example"),
@@ -92,6 +95,8 @@ def train(
 
     prepare_threads(config.train.threads)
     dlrm_flags.check(given, config)
+    if given.without_effect:
+        log.info("without effect, as it is always so: %s", " ".join(given.without_effect))
     if dry_run:
         from dqrm.cli.dry_run import describe
 

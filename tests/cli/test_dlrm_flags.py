@@ -138,6 +138,12 @@ def test_flags_are_held_against_data_and_model(
     assert message in result.stderr
 
 
+def test_flags_without_effect_are_named(dqrm: Run) -> None:
+    result = dqrm("train", "--dry-run", "--print-time", "--data-set=kaggle", "train.max_steps=1")
+    assert result.exit_code == 0, result.stderr
+    assert "without effect, as it is always so: --print-time --data-set" in result.stderr
+
+
 def test_flags_are_out_of_sight_but_listed_on_request(dqrm: Run) -> None:
     assert "--mini-batch-size" not in dqrm("train", "--help").stdout
     listed = dqrm("train", "--help-dlrm")
