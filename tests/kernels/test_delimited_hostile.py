@@ -1,9 +1,9 @@
 """Text nobody should write: native and plain parser agree on every bit of what they make of it."""
 
+import ctypes
 import mmap
 import random
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -162,23 +162,34 @@ def test_mutated_criteo(parse_checked: Check, quote: str | None) -> None:
 
 
 @pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\t", b"\r"], ids=repr)
-@pytest.mark.parametrize("pages", [1, 2])
+@pytest.mark.parametrize("quote", [None, '"'], ids=["plain", "quoted"])
 def test_nothing_is_read_past_a_mapped_page(
-    parse_checked: Check, tmp_path: Path, pages: int, end: bytes
+    parse_checked: Check, quote: str | None, end: bytes
 ) -> None:
-    """A file of whole pages, mapped: the byte after it belongs to nobody, reading it kills."""
-    rng = random.Random(pages)
-    size = pages * mmap.PAGESIZE
-    text = b""
-    while len(text) < size:
-        text += criteo_like_line(rng) + b"\n"
+    """Text that ends with its page, as in a mapped file; reading the page after it kills."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    no_access, read_write = 0, mmap.PROT_READ | mmap.PROT_WRITE
+    rng = random.Random(3)
+    text = b"".join(criteo_like_line(rng) + b"\n" for _ in range(60))
+    size = 2 * mmap.PAGESIZE
     text = text[len(text) + len(end) - size :].rstrip(b"\n") + end
-    text = b"\n" * (size - len(text)) + text
-    path = tmp_path / "whole_pages.tsv"
-    path.write_bytes(text)
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        assert len(mapped) % mmap.PAGESIZE == 0
-        assert parse_checked(mapped, CRITEO).rows > 10
+    with mmap.mmap(-1, size + mmap.PAGESIZE) as mapped:
+        mapped[:size] = b"\n" * (size - len(text)) + text
+        first = ctypes.c_char.from_buffer(mapped)
+        guard = ctypes.c_void_p(ctypes.addressof(first) + size)
+        del first
+        assert libc.mprotect(guard, ctypes.c_size_t(mmap.PAGESIZE), no_access) == 0
+        with memoryview(mapped) as whole, whole[:size] as readable:
+            assert parse_checked(readable, Plan(CRITEO.fields, quote=quote)).rows > 20
+        assert libc.mprotect(guard, ctypes.c_size_t(mmap.PAGESIZE), read_write) == 0
+
+
+@pytest.mark.parametrize("size", range(130))
+def test_every_short_buffer(parse_checked: Check, size: int) -> None:
+    text = b"0\tab\t1\n" * 20
+    parse_checked(
+        text[:size], Plan((Field(Role.LABEL), Field(Role.CATEGORICAL), Field(Role.DENSE)))
+    )
 
 
 @pytest.mark.parametrize("quote", [None, '"'], ids=["plain", "quoted"])
