@@ -22,11 +22,9 @@ def environment_tags() -> dict[str, str]:
     Names that MLflow's pages know (``mlflow.source.git.commit``, ``mlflow.user``...) are used
     where there is one. What cannot be found out is left out.
     """
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     tags = {
-        "mlflow.source.name": cut(command, MAX_TAG_LENGTH, "command too long"),
+        "mlflow.source.name": cut(_command(), MAX_TAG_LENGTH, "command too long"),
         "mlflow.source.type": "LOCAL",
-        "command": cut(command, MAX_TAG_LENGTH, "command too long"),
         "host": platform.node(),
         "cpu.model": _cpu_model(),
         "cpu.threads": str(_threads()),
@@ -39,6 +37,13 @@ def environment_tags() -> dict[str, str]:
     with contextlib.suppress(ValueError):  # a forced level that does not exist fails elsewhere
         tags["kernels"] = isa_level()
     return {key: value for key, value in tags.items() if value}
+
+
+def _command() -> str:
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        return shlex.join(["python", "-m", program.parent.name, *sys.argv[1:]])
+    return shlex.join([program.name, *sys.argv[1:]])
 
 
 def _git_tags() -> dict[str, str]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 MODEL_NAME = "model"
 _MODEL_METRICS = ("best/", "size/", "test/", "val/")
-_RECORD_TAG = "dqrm.record"
+_RECORD_TAG = "mlflow.dqrm.record"
 
 
 def upload_model(store: Store, spool: Spool, run_id: str, record: Record) -> None:

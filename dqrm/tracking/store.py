@@ -7,6 +7,7 @@ model, version) is looked up first.
 
 import contextlib
 import fcntl
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,13 @@ from dqrm.tracking.quiet import import_mlflow
 from dqrm.tracking.spool import RunHeader
 from dqrm.tracking.uri import sqlite_file
 
-KEY_TAG = "dqrm.run_key"
+# MLflow's pages hide tags whose name begins with `mlflow.`: this one is of no use to a reader.
+_log = logging.getLogger(__name__)
+
+KEY_TAG = "mlflow.dqrm.runKey"
+
+# Without it MLflow's pages guess, and show a trainer's experiment among prompts and traces.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 
 # mlflow/protos/databricks.proto: what the caller did wrong, as opposed to the server.
 _REFUSALS = {
@@ -41,6 +48,17 @@ _REFUSALS = {
 }
 
 
+# Signs in the text of an error (the transports' own types do not survive MLflow), in plain words.
+_PLAIN = {
+    "Connection refused": "it cannot be reached: connection refused",
+    "Name or service not known": "it cannot be reached: its host name is not known",
+    "failed with timeout exception": "it does not answer in time",
+    "Remote end closed connection": "it closed the connection",
+    "Connection reset by peer": "it closed the connection",
+    "database is locked": "another process keeps the database locked",
+}
+
+
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
     """Turn what MLflow and its transports raise into StoreAway or Refused, in one line."""
@@ -50,6 +68,9 @@ def translated() -> Iterator[None]:
         raise
     except Exception as error:
         text = " ".join(str(error).split()) or type(error).__name__
+        for sign, plain in _PLAIN.items():
+            if sign in text:
+                text = plain
         if len(text) > 300:
             text = f"{text[:300]}..."
         refused = getattr(error, "error_code", None) in _REFUSALS
@@ -76,7 +97,7 @@ class Store:
             if found is None:
                 with contextlib.suppress(Refused), translated():
                     # Refused: another process made it since we looked.
-                    self.client.create_experiment(name, artifact_location=self._artifacts(name))
+                    self.client.create_experiment(name, self._artifacts(name), _EXPERIMENT_TAGS)
                 found = self.client.get_experiment_by_name(name)
             if found is None:
                 raise StoreAway(f"experiment {name} could not be made in {self.uri}")
@@ -85,6 +106,7 @@ class Store:
                     f"experiment {name} was deleted; choose another tracking.experiment or bring "
                     f"it back with `mlflow experiments restore -x {found.experiment_id}`"
                 )
+            self._warn_if_moved(found)
             return str(found.experiment_id)
 
     def create_run(self, header: RunHeader, experiment_id: str) -> str:
@@ -164,6 +186,18 @@ class Store:
         with translated():
             tags = [InputTag("mlflow.data.context", context)]
             self.client.log_inputs(run_id, [DatasetInput(Dataset(**dataset), tags)])
+
+    def _warn_if_moved(self, experiment: Any) -> None:
+        file, folder = sqlite_file(self.uri), Path(experiment.artifact_location)
+        if file is None or not folder.is_absolute() or folder.is_relative_to(file.parent):
+            return
+        if not folder.parent.exists():
+            _log.warning(
+                "experiment %s puts its artifacts into %s, a path fixed when it was made; if the "
+                "folder was moved, name a new experiment with tracking.experiment",
+                experiment.name,
+                folder,
+            )
 
     def _artifacts(self, experiment: str) -> str | None:
         # MLflow would take `./mlruns` of whatever folder the upload runs in: name the one beside

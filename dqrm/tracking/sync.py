@@ -1,13 +1,12 @@
 """Upload what runs left in their spools while the store was away."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from dqrm.tracking.errors import StoreAway
 from dqrm.tracking.spool import FOLDER, Spool
-from dqrm.tracking.store import Store
 from dqrm.tracking.uploader import Uploader
 
 
@@ -33,9 +32,7 @@ def find_spools(folders: Iterable[Path]) -> list[Path]:
     )
 
 
-def sync_spool(
-    run_dir: Path, *, on_progress: Callable[[int, int], None] = lambda done, total: None
-) -> SyncResult:
+def sync_spool(run_dir: Path) -> SyncResult:
     """Upload the spool of a run folder and remove it. Safe to kill and to repeat.
 
     A run whose process died without a word ends as KILLED at the time of its last record, with
@@ -43,7 +40,6 @@ def sync_spool(
 
     Args:
         run_dir: folder of the run, or its ``spool`` folder.
-        on_progress: called with bytes uploaded and bytes in total.
 
     Raises:
         FileNotFoundError: nothing waits there.
@@ -57,9 +53,7 @@ def sync_spool(
     try:
         status = _end(spool)
         records = sum(1 for _ in spool.records(spool.state.offset))
-        Uploader(spool, Store, lambda: on_progress(spool.state.offset, spool.size)).drain(
-            threading.Event()
-        )
+        Uploader(spool).drain(threading.Event())
         state = spool.state
         if state.run_id is None:
             raise StoreAway(f"{spool.header.uri} did not make the run")

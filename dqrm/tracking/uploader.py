@@ -50,14 +50,8 @@ class Uploader:
     ``on_progress`` is called after each step that the store took.
     """
 
-    def __init__(
-        self,
-        spool: Spool,
-        connect: Callable[[str], Store] = Store,
-        on_progress: Callable[[], None] = lambda: None,
-    ) -> None:
+    def __init__(self, spool: Spool, on_progress: Callable[[], None] = lambda: None) -> None:
         self._spool = spool
-        self._connect = connect
         self._on_progress = on_progress
         self._store: Store | None = None
         self._params: dict[str, str] | None = None
@@ -138,11 +132,15 @@ class Uploader:
     def _reopen(self, store: Store, run_id: str, record: Record) -> None:
         state, header = self._spool.state, self._spool.header
         tags = dict(record["tags"])
-        if record["resumed"]:
+        if header.run_id is not None or record["resumed"]:
             run = store.run(run_id)
-            state.stored_steps = store.last_steps(run_id)
             self._params = dict(run.data.params)
-            tags["resumed"] = str(int(run.data.tags.get("resumed", "0")) + 1)
+            if run.data.tags.get("mlflow.source.type") == "PROJECT":
+                # `mlflow run` has said where the project comes from.
+                tags = {k: v for k, v in tags.items() if not k.startswith("mlflow.source.")}
+            if record["resumed"]:
+                state.stored_steps = store.last_steps(run_id)
+                tags["resumed"] = str(int(run.data.tags.get("resumed", "0")) + 1)
         if header.description:
             tags["mlflow.note.content"] = header.description
         state.ended = False
@@ -178,7 +176,7 @@ class Uploader:
         """Return the store and the id of the run in it, which is created when needed."""
         state, header = self._spool.state, self._spool.header
         if self._store is None:
-            self._store = self._connect(header.uri)
+            self._store = Store(header.uri)
         store = self._store
         if state.run_id is None and header.run_id is not None:
             try:
