@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import yaml
-
 from dqrm.compress.config import QuantConfig
 from dqrm.models.config import ModelConfig
 from dqrm.settings import Settings
@@ -27,13 +25,3 @@ class RunConfig(Settings):
     train: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
-
-
-def dump_yaml(config: RunConfig) -> str:
-    """Return the configuration as YAML that :func:`load_yaml` reads back equal."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def load_yaml(path: Path) -> RunConfig:
-    """Read a complete configuration written by :func:`dump_yaml`."""
-    return RunConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))

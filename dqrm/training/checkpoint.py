@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dqrm import __version__
-from dqrm.config import RunConfig, dump_yaml, load_yaml
+from dqrm.config import RunConfig
+from dqrm.configuration import load, to_yaml
 from dqrm.files import new_folder, write_json
 from dqrm.models.dlrm import DLRM
 from dqrm.models.embedding import EmbeddingBagCollection
@@ -103,7 +104,7 @@ def save_checkpoint(
         tensors = {name: t.detach().contiguous() for name, t in optimizer.state().items()}
         tensors["rng.torch"] = torch.get_rng_state()
         save_file(tensors, temporary / "optimizer.safetensors")
-        (temporary / "config.yaml").write_text(dump_yaml(config), encoding="utf-8")
+        (temporary / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         write_json(
             temporary / "state.json",
             {
@@ -133,7 +134,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     fields.pop("dqrm_version")
     fields.pop("torch_version")
-    return Checkpoint(path, load_yaml(path / "config.yaml"), TrainState(**fields))
+    return Checkpoint(path, load(RunConfig, path / "config.yaml"), TrainState(**fields))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

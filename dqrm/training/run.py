@@ -18,7 +18,8 @@ from typing import Literal
 import pandas as pd
 import torch
 
-from dqrm.config import RunConfig, dump_yaml
+from dqrm.config import RunConfig
+from dqrm.configuration import to_yaml
 from dqrm.data.dataset import PreparedDataset
 from dqrm.data.encode import RowEncoder
 from dqrm.files import write_json, write_text
@@ -98,7 +99,7 @@ def train(
     if checkpoint is not None:
         checkpoint.load_model(model)
         checkpoint.load_optimizer(optimizer)
-    write_text(run_dir / "config.yaml", dump_yaml(config))
+    write_text(run_dir / "config.yaml", to_yaml(config))
 
     # A resumed run goes on as the MLflow run its folder was recorded in.
     tracker = start_tracker(config.tracking, run_name=run_dir.name, run_dir=run_dir)

@@ -5,7 +5,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from dqrm.config import load_yaml
+from dqrm.config import RunConfig
+from dqrm.configuration import load
 from dqrm.data.dataset import PreparedDataset
 from dqrm.models.dlrm import DLRM
 from dqrm.serving.artifact import load_artifact
@@ -87,5 +88,5 @@ def evaluate_saved(
 def _training_data(path: Path) -> str:
     for folder in (path, *path.parents):
         if (folder / "config.yaml").is_file():
-            return load_yaml(folder / "config.yaml").data.path
+            return load(RunConfig, folder / "config.yaml").data.path
     raise ValueError(f"{path} does not say what data it was trained on; name it with --data")
