@@ -26,9 +26,6 @@ _log = logging.getLogger(__name__)
 
 KEY_TAG = "mlflow.dqrm.runKey"
 
-# Without it MLflow's pages guess, and show a trainer's experiment among prompts and traces.
-_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-
 # mlflow/protos/databricks.proto: what the caller did wrong, as opposed to the server.
 _REFUSALS = {
     "BAD_REQUEST",
@@ -97,7 +94,7 @@ class Store:
             if found is None:
                 with contextlib.suppress(Refused), translated():
                     # Refused: another process made it since we looked.
-                    self.client.create_experiment(name, self._artifacts(name), _EXPERIMENT_TAGS)
+                    self.client.create_experiment(name, self._artifacts(name))
                 found = self.client.get_experiment_by_name(name)
             if found is None:
                 raise StoreAway(f"experiment {name} could not be made in {self.uri}")
