@@ -1,0 +1,1 @@
+"""Studies of accuracy and speed, run as commands; their results carry versions and settings."""
