@@ -95,18 +95,13 @@ def _reordered(matrix: npt.NDArray[T], order: list[int]) -> npt.NDArray[T]:
 
 
 def to_global(rows: Rows, remaps: tuple[Remap, ...]) -> Rows:
-    """Replace local ids by the ids of the vocabularies; one remap a table column."""
-    if all(remap is None for remap in remaps):
-        return rows
-    one_hot = np.empty(rows.one_hot.shape, np.int32)
-    for at, remap in enumerate(remaps[: len(one_hot)]):
-        if remap is None:
-            one_hot[at] = rows.one_hot[at]
-        else:
+    """Replace local ids, in place, by the ids of the vocabularies; one remap a table column."""
+    for ids, remap in zip(rows.one_hot, remaps, strict=False):
+        if remap is not None:
             # Local ids are in range by construction; clip skips numpy's slower check.
-            np.take(remap, rows.one_hot[at], out=one_hot[at], mode="clip")
+            ids[:] = np.take(remap, ids, mode="clip")
     lists = tuple(
         column if remap is None else Lists(column.offsets, remap[column.ids])
-        for column, remap in zip(rows.lists, remaps[len(one_hot) :], strict=True)
+        for column, remap in zip(rows.lists, remaps[len(rows.one_hot) :], strict=True)
     )
-    return Rows(rows.label, rows.dense, one_hot, lists)
+    return Rows(rows.label, rows.dense, rows.one_hot, lists)

@@ -33,7 +33,7 @@ from dqrm.data.sources import Source, open_source
 from dqrm.data.splits import file_codes
 from dqrm.data.stages import ENCODED, PARSED, RECOUNTED, REMAP, Job
 from dqrm.data.workspace import Workspace
-from dqrm.kernels.cpu import announce_fallback
+from dqrm.kernels.cpu import announce_fallback, native_available
 
 __all__ = ["PrepareReport", "Progress", "prepare"]
 
@@ -104,7 +104,8 @@ def run(
 ) -> PrepareReport:
     """`prepare`, or with ready vocabularies and the name of one split, `apply`."""
     started, cpu_started = time.monotonic(), time.process_time()
-    announce_fallback()
+    if not native_available():
+        announce_fallback()
     opened, frame = _open(sources, config)
     names = [str(source.path) for source in opened] or [FRAME_NAME]
     codes = [0] * len(names) if isinstance(split, str) else file_codes(split, names)

@@ -6,6 +6,8 @@ remember between its phases, so that a killed run continues.
 """
 
 import json
+import math
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +63,7 @@ class Record:
             if not start.startswith(_MAGIC) or size > path.stat().st_size:
                 raise ValueError(f"{path}: not a record; run again with --overwrite")
             header = json.loads(file.read(size))
-        self._start = len(start) + size
+            self._start = len(start) + size
         self._arrays: dict[str, tuple[str, list[int], int]] = header["arrays"]
         self.meta: dict[str, Any] = header["meta"]
 
@@ -75,6 +77,14 @@ class Record:
     def array(self, name: str) -> Array:
         """The array, memory-mapped and read-only."""
         dtype, shape, offset = self._arrays[name]
-        if 0 in shape:
+        count = math.prod(shape)
+        if not count:
             return np.empty(shape, np.dtype(dtype))
-        return np.memmap(self._path, np.dtype(dtype), "r", self._start + offset, tuple(shape))
+        # Each array has its own map, which goes with it: a record of which one array is wanted
+        # does not hold the pages of others.
+        start = self._start + offset
+        before = start % mmap.ALLOCATIONGRANULARITY
+        size = before + count * np.dtype(dtype).itemsize
+        with self._path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ, offset=start - before)
+        return np.frombuffer(mapped, dtype, count, before).reshape(shape)

@@ -52,7 +52,9 @@ class ShardWriter:
         if len(rows) == 0:
             return
         columns = [rows.label, *rows.dense, *rows.one_hot]
-        arrays = [pa.array(np.ascontiguousarray(column)) for column in columns]
+        arrays = [
+            _array(column, field.type) for column, field in zip(columns, self._schema, strict=False)
+        ]
         for column in rows.lists:
             # A list column's offsets are int32 in Arrow; from_arrays checks nothing.
             if column.offsets[-1] > np.iinfo(np.int32).max:
@@ -60,10 +62,11 @@ class ShardWriter:
                     f"{self._path}: {column.offsets[-1]} list items in one write; "
                     "write fewer rows at a time"
                 )
-            offsets = pa.array(column.offsets.astype(np.int32))
+            offsets = _array(column.offsets.astype(np.int32), pa.int32())
             kind = self._schema.field(len(arrays)).type
-            arrays.append(pa.ListArray.from_arrays(offsets, pa.array(column.ids), type=kind))
-        self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
+            ids = _array(column.ids, pa.int32())
+            arrays.append(pa.ListArray.from_arrays(offsets, ids, type=kind))
+        self._writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
         self._num_rows += len(rows)
 
     def close(self) -> ShardInfo:
@@ -173,6 +176,12 @@ def with_lists(rows: Rows, parts: list[list[Lists]], num_lists: int) -> Rows:
     """`rows` with their multi-hot columns: parts[p][m] is column m of the p-th run of rows."""
     columns = ([part[m] for part in parts] for m in range(num_lists))
     return Rows(rows.label, rows.dense, rows.one_hot, tuple(map(Lists.concat, columns)))
+
+
+def _array(values: Any, kind: Any) -> Any:
+    """An Arrow array over numpy's memory; pa.array would import pandas (0.5 s) to look at it."""
+    data = pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(kind, len(values), [None, data])
 
 
 def _view(column: Any) -> Any:

@@ -38,10 +38,13 @@ from dqrm.data.sources import (
     read_compressed,
 )
 from dqrm.data.splits import TRAIN, U8, ShardKey, assign
-from dqrm.data.vocabulary import Vocabularies
+from dqrm.data.vocabulary import Vocabularies, range_order
 from dqrm.kernels.delimited import parse_delimited
 
 PARSED, RECOUNTED, ENCODED, REMAP = "parsed", "recounted", "encoded", "remap"
+
+_BATCH_ROWS = 2**17
+"""Rows written at a time, which bounds the memory for choosing those of one split."""
 
 _MAX_MESSAGES = 10_000
 """Malformed lines described for each shard; all are counted."""
@@ -190,14 +193,20 @@ def _store(
         remaps = _vocabulary_remaps(job, local)
         _write_splits(job, key, to_global(local.rows, remaps), codes, remaps)
     else:
-        arrays |= {"label": local.rows.label, "dense": local.rows.dense, "codes": codes}
-        for at, column in enumerate(local.rows.one_hot):
-            arrays[f"ids{at}"] = column
+        arrays |= {
+            "label": local.rows.label,
+            "dense": local.rows.dense,
+            "codes": codes,
+        }
+        for at, ids in enumerate(local.rows.one_hot):
+            # Most columns have few values in one shard; a byte or two hold their local ids.
+            keys = local.keys[at]
+            arrays[f"ids{at}"] = ids if keys is None else ids.astype(np.min_scalar_type(len(keys)))
         for at, lists in enumerate(local.rows.lists):
             arrays |= {f"offsets{at}": lists.offsets, f"items{at}": lists.ids}
         for at, keys in enumerate(local.keys):
             if keys is not None:
-                order = np.argsort(keys)
+                order = range_order(keys)
                 arrays |= {f"order{at}": order.astype(np.int32), f"keys{at}": keys[order]}
                 counts = _training_counts(local.rows, at, codes, len(keys))
                 arrays[f"counts{at}"] = counts[order].astype(np.uint32)
@@ -293,13 +302,13 @@ def encode_shard(
 
 
 def _read_rows(record: Record, schema: Schema) -> Rows:
-    one_hot = [record.array(f"ids{at}") for at in range(len(schema.one_hot))]
+    ids = np.empty((len(schema.one_hot), record.meta["rows"]), np.int32)
+    for at, column in enumerate(ids):
+        column[:] = record.array(f"ids{at}")
     lists = tuple(
         Lists(record.array(f"offsets{at}"), record.array(f"items{at}"))
         for at in range(len(schema.multi_hot))
     )
-    rows = record.meta["rows"]
-    ids = np.stack(one_hot) if one_hot else np.empty((0, rows), np.int32)
     return Rows(record.array("label"), record.array("dense"), ids, lists)
 
 
@@ -312,25 +321,34 @@ def _write_splits(
         index = np.flatnonzero(codes == code)
         if not len(index):
             continue
-        chosen = rows if len(index) == len(rows) else rows.take(index)
+        figures = np.zeros((2, len(remaps)), np.int64)
         with ShardWriter(job.work / ENCODED, f"{name}/{key}.arrow", job.schema) as writer:
-            writer.write(chosen)
+            for start in range(0, len(index), _BATCH_ROWS):
+                chosen = index[start : start + _BATCH_ROWS]
+                # Rows of one split in a row, as with most kinds of split, need no copy.
+                batch = (
+                    rows.slice(int(chosen[0]), int(chosen[-1]) + 1)
+                    if chosen[-1] - chosen[0] == len(chosen) - 1
+                    else rows.take(chosen)
+                )
+                writer.write(batch)
+                figures += _figures(batch, remaps)
             size = writer.close().bytes
         splits[name] = {
-            "rows": len(chosen),
-            "positives": int(np.count_nonzero(chosen.label)),
+            "rows": len(index),
+            "positives": int(np.count_nonzero(rows.label[index])),
             "bytes": size,
-            "lookups": [len(chosen)] * len(chosen.one_hot)
-            + [int(lists.offsets[-1]) for lists in chosen.lists],
-            "unknown": _unknown(chosen, remaps),
+            "lookups": figures[0].tolist(),
+            "unknown": figures[1].tolist(),
         }
     write_record(job.record(ENCODED, key), {"splits": splits}, {})
 
 
-def _unknown(rows: Rows, remaps: tuple[Remap, ...]) -> list[int]:
-    """Look-ups of id 0 of every table column that has a vocabulary."""
-    ids = [*rows.one_hot, *(lists.ids for lists in rows.lists)]
-    return [
-        0 if remap is None else len(column) - int(np.count_nonzero(column))
-        for column, remap in zip(ids, remaps, strict=True)
+def _figures(rows: Rows, remaps: tuple[Remap, ...]) -> npt.NDArray[np.int64]:
+    """Look-ups of every table column, and those of id 0 where it has a vocabulary: [2, T]."""
+    columns = [*rows.one_hot, *(lists.ids for lists in rows.lists)]
+    unknown = [
+        0 if remap is None else len(ids) - np.count_nonzero(ids)
+        for ids, remap in zip(columns, remaps, strict=True)
     ]
+    return np.array([[len(ids) for ids in columns], unknown], np.int64)

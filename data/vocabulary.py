@@ -1,7 +1,7 @@
 """Vocabularies: merged from the shards in bounded memory, saved, and looked up.
 
 Keys are uniform 64-bit hashes, so cutting their range into equal parts cuts the work into equal
-parts: one part of the range at a time, the shards' keys (sorted) and counts are added up.
+parts: one part of the range at a time, the shards' keys and counts are added up.
 """
 
 import hashlib
@@ -16,13 +16,16 @@ import numpy.typing as npt
 
 from dqrm.data.records import Record
 from dqrm.data.schema import CategoricalColumn, Schema
-from dqrm.kernels.keys import KeyIndex
+from dqrm.kernels.keys import KeyIndex, encode_keys
 
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
 _ENTRY_BYTES = 56
-"""Memory per key in a part of the range: key, count, sorting order, sorted copies."""
+"""Memory per key in a part of the range: key, counts, id, hash table."""
+
+_RANGE = 2**16
+"""Parts of the range are told apart by the first 16 bits of a key."""
 
 _MAX_KEYS = 2**31 - 2
 """Ids are int32 and id 0 is taken."""
@@ -48,7 +51,7 @@ def merge_vocabulary(
     """Write the vocabulary of table column `at` and the id of every shard's every key.
 
     vocabulary_file: uint64 [size], by descending training count, ties by ascending key.
-    remap_file: int32, for all shards one after the other, ids of their sorted keys.
+    remap_file: int32, for all shards one after the other, ids of their keys.
 
     Needs memory_bytes plus 48 bytes for each key of the vocabulary.
 
@@ -58,10 +61,13 @@ def merge_vocabulary(
     if remap_file.exists():
         return
     records = [Record(shard.parsed) for shard in shards]
-    counted = [Record(shard.counted) for shard in shards]
+    counted = [
+        record if shard.counted == shard.parsed else Record(shard.counted)
+        for record, shard in zip(records, shards, strict=True)
+    ]
     name_keys, name_counts = f"keys{at}", f"counts{at}"
     entries = sum(record.length(name_keys) for record in records)
-    parts = max(1, -(-entries * _ENTRY_BYTES // memory_bytes))
+    parts = min(max(1, -(-entries * _ENTRY_BYTES // memory_bytes)), _RANGE)
 
     kept = np.zeros(0, np.uint64)
     kept_counts = np.zeros(0, np.int64)
@@ -70,91 +76,98 @@ def merge_vocabulary(
         counts: list[npt.NDArray[np.uint32]] = []
         for record, count_record in zip(records, counted, strict=True):
             all_keys = record.array(name_keys)
-            bounds = _bounds(all_keys, low, high)
-            keys.append(all_keys[bounds])
-            counts.append(count_record.array(name_counts)[bounds])
+            inside = _inside(all_keys, low, high)
+            # Copies, so that no more of the shards is mapped than one.
+            keys.append(all_keys[inside].copy())
+            counts.append(count_record.array(name_counts)[inside].copy())
         found, totals = _add_up(keys, counts)
         # A value only seen outside training is as unknown as one never seen.
         frequent = totals >= (column.min_frequency or 1)
         kept = np.concatenate([kept, found[frequent]])
         kept_counts = np.concatenate([kept_counts, totals[frequent]])
         if column.max_size is not None and len(kept) > column.max_size:
-            # In key order again, so that ties still go by key.
-            best = np.sort(_by_count(kept_counts)[: column.max_size])
+            best = _by_count(kept, kept_counts)[: column.max_size]
             kept, kept_counts = kept[best], kept_counts[best]
     if len(kept) > _MAX_KEYS:
         raise ValueError(
             f"column {column.name!r}: {len(kept)} values; ids number at most {_MAX_KEYS}; "
             "set max_size, min_frequency or hash_buckets"
         )
-    order = _by_count(kept_counts)
-    ids = np.empty(len(order), np.int32)
-    ids[order] = np.arange(1, len(order) + 1, dtype=np.int32)
-    save_keys(vocabulary_file, kept[order])
-    _write_remap(remap_file, records, name_keys, kept, ids, parts)
+    vocabulary = kept[_by_count(kept, kept_counts)]
+    del kept, kept_counts
+    save_keys(vocabulary_file, vocabulary)
+    _write_remap(remap_file, records, name_keys, vocabulary, parts)
+
+
+def range_order(keys: U64) -> I64:
+    """An order of keys in which those of each part of the range lie together.
+
+    Sorting by the first 16 bits is several times faster than sorting, and fine enough: there are
+    never more parts than 2^16.
+    """
+    return np.argsort((keys >> np.uint64(48)).astype(np.uint16), kind="stable")
 
 
 def _ranges(parts: int) -> Iterator[tuple[int, int]]:
-    """Bounds [low, high) of equal parts of the 64-bit keys."""
+    """Bounds [low, high) of equal parts of the first 16 bits of keys."""
     for part in range(parts):
-        yield part * 2**64 // parts, (part + 1) * 2**64 // parts
+        yield part * _RANGE // parts, (part + 1) * _RANGE // parts
 
 
-def _bounds(sorted_keys: U64, low: int, high: int) -> slice:
-    start = int(np.searchsorted(sorted_keys, np.uint64(low)))
-    stop = len(sorted_keys) if high == 2**64 else int(np.searchsorted(sorted_keys, np.uint64(high)))
-    return slice(start, stop)
+def _inside(ordered_keys: U64, low: int, high: int) -> slice:
+    """The keys of a part of the range, in an array in `range_order`."""
+    if high - low == _RANGE:
+        return slice(0, len(ordered_keys))
+    # The last of the four 16-bit words of a little-endian key; a view, nothing is read here.
+    first_bits = ordered_keys.astype("<u8", copy=False).view("<u2")[3::4]
+    start, stop = np.searchsorted(first_bits, [low, high])
+    return slice(int(start), int(stop))
 
 
 def _add_up(keys: list[U64], counts: list[npt.NDArray[np.uint32]]) -> tuple[U64, I64]:
-    """Distinct keys in ascending order, and the sum of the counts of each."""
+    """Distinct keys, and the sum of the counts of each."""
     all_keys = np.concatenate([np.zeros(0, np.uint64), *keys])
-    if not len(all_keys):
-        return all_keys, np.zeros(0, np.int64)
-    order = np.argsort(all_keys)
-    all_keys = all_keys[order]
-    all_counts = np.concatenate(counts).astype(np.int64)[order]
-    first = np.flatnonzero(np.concatenate([[True], all_keys[1:] != all_keys[:-1]]))
-    return all_keys[first], np.add.reduceat(all_counts, first)
+    ids, distinct = encode_keys(all_keys)
+    assert distinct is not None
+    # Sums in double are exact up to 2^53.
+    totals = np.bincount(ids, np.concatenate([np.zeros(0, np.uint32), *counts]), len(distinct))
+    return distinct, totals.astype(np.int64)
 
 
-def _by_count(counts: I64) -> I64:
-    """Positions by descending count, ties by position."""
+def _by_count(keys: U64, counts: I64) -> I64:
+    """Positions by descending count, ties by ascending key."""
+    by_key = np.argsort(keys)
     # One word holds count and position: sorting plain words is several times faster than a
     # stable sort by count. Positions take 31 bits at most, so counts up to 2^33 fit.
     bits = np.uint64(max(len(counts) - 1, 1).bit_length())
     largest = np.uint64(counts.max(initial=0))
     assert int(largest) < 2 ** (64 - int(bits))
-    words = (largest - counts.astype(np.uint64)) << bits
+    words = (largest - counts[by_key].astype(np.uint64)) << bits
     words |= np.arange(len(counts), dtype=np.uint64)
     words.sort()
     words &= (np.uint64(1) << bits) - np.uint64(1)
-    return words.astype(np.int64)
+    return by_key[words.astype(np.int64)]
 
 
 def _write_remap(
-    path: Path,
-    records: Sequence[Record],
-    name: str,
-    keys: U64,
-    ids: npt.NDArray[np.int32],
-    parts: int,
+    path: Path, records: Sequence[Record], name: str, vocabulary: U64, parts: int
 ) -> None:
-    """keys: the vocabulary in ascending order; ids: the id of each."""
+    """Write the ids of the keys of all shards, in their order."""
     starts = np.cumsum([0, *(record.length(name) for record in records)])
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    # The first of these ids is that of unknown keys.
-    known = np.concatenate([np.zeros(1, np.int32), ids])
+    order = range_order(vocabulary)
+    ordered = vocabulary[order]
     remap = np.lib.format.open_memmap(temporary, "w+", np.int32, (int(starts[-1]),))
     for low, high in _ranges(parts):
-        inside = _bounds(keys, low, high)
-        index = KeyIndex(keys[inside])
+        inside = _inside(ordered, low, high)
+        # The id of the i-th key of this part; first the id of unknown keys.
+        ids = np.concatenate([np.zeros(1, np.int32), order[inside].astype(np.int32) + 1])
+        index = KeyIndex(ordered[inside])
         for start, record in zip(starts, records, strict=False):
-            shard_keys = record.array(name)
-            bounds = _bounds(shard_keys, low, high)
-            found = index.lookup(np.ascontiguousarray(shard_keys[bounds])).astype(np.int64)
-            found[found > 0] += inside.start
-            remap[start + bounds.start : start + bounds.stop] = known[found]
+            keys = record.array(name)
+            wanted = _inside(keys, low, high)
+            place = slice(start + wanted.start, start + wanted.stop)
+            np.take(ids, index.lookup(keys[wanted]), out=remap[place], mode="clip")
     remap.flush()
     del remap
     temporary.replace(path)
@@ -180,7 +193,7 @@ def load_keys(path: Path) -> U64:
         ValueError: the file is missing or no vocabulary.
     """
     try:
-        keys = np.load(path, mmap_mode="r", allow_pickle=False)
+        keys = np.lib.format.open_memmap(path, "r")
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path}: not a readable vocabulary ({error})") from None
     if keys.dtype != np.dtype("<u8") or keys.ndim != 1:
