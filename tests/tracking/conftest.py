@@ -15,6 +15,7 @@ import pytest
 
 from dqrm.tracking.config import TrackingConfig
 from dqrm.tracking.quiet import import_mlflow
+from dqrm.tracking.spool import RunHeader, Spool, now_ms
 from dqrm.tracking.tracker import Tracker, start_tracker
 
 START_SECONDS = 120
@@ -59,6 +60,22 @@ def start() -> Start:
         return start_tracker(config, run_name=name, run_dir=Path("runs") / name, run_id=run_id)
 
     return start
+
+
+@pytest.fixture
+def left_behind() -> Callable[[str, int], Path]:
+    """Make the folder of a run whose store was away from the start and whose process is gone."""
+
+    def left_behind(uri: str, steps: int) -> Path:
+        run_dir = Path("runs/run")
+        spool = Spool.open(run_dir, RunHeader(uri, "dqrm", "run", None))
+        spool.append("open", time=now_ms(), resumed=False, tags={})
+        for step in range(steps):
+            spool.append("metrics", time=now_ms(), step=step, values={"train/loss": float(step)})
+        spool.close()
+        return run_dir
+
+    return left_behind
 
 
 class Server:

@@ -141,3 +141,11 @@ def test_removed_spool_leaves_nothing(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "spool" / "state.json").read_text())["offset"] == 0
     spool.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tracking_is_imported_without_heavy_packages() -> None:
+    script = "import sys, dqrm.tracking.tracker, dqrm.tracking.sync as s; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert "dqrm.tracking.mlflow_tracker" in loaded
+    assert not loaded & {"mlflow", "torch", "pandas", "pyarrow", "matplotlib", "sqlalchemy"}

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from dqrm.tracking.quiet import import_mlflow
-from dqrm.tracking.spool import RunHeader, Spool, now_ms
+from dqrm.tracking.spool import Spool
 from dqrm.tracking.store import Store
 from dqrm.tracking.sync import find_spools, sync_spool
 from dqrm.tracking.tracker import DatasetRecord, NullTracker, recorded_run
@@ -196,17 +196,6 @@ def kill_while_waiting(name: str, steps: int) -> str:
     return run_id
 
 
-def left_behind(uri: str, steps: int) -> Path:
-    """The folder of a run whose store was away from the start and whose process is gone."""
-    run_dir = Path("runs/run")
-    spool = Spool.open(run_dir, RunHeader(uri, "dqrm", "run", None))
-    spool.append("open", time=now_ms(), resumed=False, tags={})
-    for step in range(steps):
-        spool.append("metrics", time=now_ms(), step=step, values={"train/loss": float(step)})
-    spool.close()
-    return run_dir
-
-
 def test_killed_process_loses_no_point_and_resumes(store: str, start: Any) -> None:
     run_id = kill_while_waiting("killed", 500)
     assert points(store, run_id, "train/loss") == []
@@ -218,7 +207,7 @@ def test_killed_process_loses_no_point_and_resumes(store: str, start: Any) -> No
     assert points(store, run_id, "train/loss") == [(s, float(s)) for s in range(501)]
 
 
-def test_sync_ends_the_run_of_a_dead_process(store: str) -> None:
+def test_sync_ends_the_run_of_a_dead_process(store: str, left_behind: Any) -> None:
     left_behind(store, 10)
     before = time.time() * 1000
     [run_dir] = find_spools([Path("runs")])
@@ -232,7 +221,7 @@ def test_sync_ends_the_run_of_a_dead_process(store: str) -> None:
     assert find_spools([Path("runs")]) == []
 
 
-def test_run_goes_on_by_its_folder_alone(store: str, start: Any) -> None:
+def test_run_goes_on_by_its_folder_alone(store: str, start: Any, left_behind: Any) -> None:
     """The checkpoint of a run whose store was away knows no run id; sync has made it since."""
     run_id = sync_spool(left_behind(store, 10)).run_id
     recorded = recorded_run(Path("runs/run"))
@@ -253,7 +242,7 @@ def test_moved_folder_is_told(store: str, start: Any, caplog: pytest.LogCaptureF
     assert "a path fixed when it was made" in caplog.text
 
 
-def test_upload_repeated_after_a_kill_stores_each_point_once(store: str) -> None:
+def test_upload_repeated_after_a_kill_stores_each_point_once(store: str, left_behind: Any) -> None:
     """A kill may fall between the store's answer and our note of it: take the note back."""
     run_dir = left_behind(store, 2000)
     note = run_dir / "spool" / "state.json"
@@ -285,7 +274,7 @@ def stop_after(steps: int, note: Callable[[], None]) -> Callable[[], None]:
     return on_progress
 
 
-def test_creation_cut_off_by_a_kill_is_found_again(store: str) -> None:
+def test_creation_cut_off_by_a_kill_is_found_again(store: str, left_behind: Any) -> None:
     run_dir = left_behind(store, 5)
     spool = Spool.open(run_dir)
     made = Store(store)
@@ -310,7 +299,7 @@ def uploaded(state: Path) -> int:
     return json.loads(state.read_text())["offset"] if state.is_file() else 0
 
 
-def test_sync_survives_kills(store: str) -> None:
+def test_sync_survives_kills(store: str, left_behind: Any) -> None:
     run_dir = left_behind(store, 12_000)
     state = run_dir / "spool" / "state.json"
     kills = 0
@@ -403,53 +392,3 @@ def test_tracking_off_and_other_ranks_record_nothing(
     assert tracker.flush()
     assert tracker.finish("FINISHED")
     assert list(tmp_path.iterdir()) == []
-
-
-class TestRefusedAtTheStart:
-    def test_unknown_run(self, store: str, start: Any) -> None:
-        with pytest.raises(ValueError, match=r"abc.*name the store the run was recorded in"):
-            start(run_id="abc")
-        assert not Path("runs/run/spool").exists()
-
-    def test_deleted_experiment(self, store: str, start: Any) -> None:
-        client = import_mlflow().MlflowClient(store)
-        client.delete_experiment(Store(store).experiment_id("old"))
-        with pytest.raises(ValueError, match=r"experiment old was deleted.*experiments restore"):
-            start(experiment="old")
-
-    def test_folder_store(self, start: Any) -> None:
-        with pytest.raises(ValueError, match="MLflow no longer writes to folders"):
-            start(uri="file:./mlruns")
-
-    def test_folder_in_use(self, store: str, start: Any) -> None:
-        tracker = start()
-        with pytest.raises(ValueError, match="in use by process"):
-            start()
-        assert tracker.finish("FINISHED")
-
-    @pytest.mark.parametrize(
-        "change", [{"uri": "sqlite:///other.db"}, {"run_id": "abc"}], ids=["store", "run-id"]
-    )
-    def test_folder_with_records_of_another_run(
-        self, store: str, start: Any, change: dict[str, str]
-    ) -> None:
-        run_dir = left_behind(store, 1)
-        spool = Spool.open(run_dir)
-        spool.state.run_id = "def"
-        spool.save_state()
-        spool.close()
-        with pytest.raises(ValueError, match="dqrm tracking sync runs/run"):
-            start(**change)
-
-    def test_folder_with_records_under_another_name(self, store: str, start: Any) -> None:
-        left_behind(store, 1).rename("runs/new")
-        with pytest.raises(ValueError, match="holds records of run run, not new"):
-            start("new")
-
-
-def test_tracking_is_imported_without_heavy_packages() -> None:
-    script = "import sys, dqrm.tracking.tracker, dqrm.tracking.sync as s; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    loaded = set(done.stdout.split())
-    assert "dqrm.tracking.mlflow_tracker" in loaded
-    assert not loaded & {"mlflow", "torch", "pandas", "pyarrow", "matplotlib", "sqlalchemy"}
