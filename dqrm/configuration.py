@@ -119,14 +119,17 @@ def load(
 
 
 def shipped_configs() -> dict[str, str]:
-    """Shipped configuration names, each with the first comment line of its file."""
+    """Shipped configuration names, each with what its file says it is for.
+
+    A file opens with the command that runs it and an empty comment; the line after says it.
+    """
     root = resources.files("dqrm.configs")
     names = {}
     with resources.as_file(root) as folder:
         for path in sorted(folder.rglob("*.yaml")):
-            first = path.read_text(encoding="utf-8").partition("\n")[0]
             name = path.relative_to(folder).with_suffix("").as_posix()
-            names[name] = first.removeprefix("#").strip() if first.startswith("#") else ""
+            purpose = path.read_text(encoding="utf-8").splitlines()[2]
+            names[name] = purpose.removeprefix("#").strip()
     return names
 
 

@@ -46,6 +46,10 @@ class TrainState:
     loss_sum: float = 0.0
     """Sum of the losses since the last logged one, over ``loss_rows`` rows."""
     loss_rows: int = 0
+    logged_step: int = 0
+    """Step of the last logged loss."""
+    logged_seconds: float = 0.0
+    """``train_seconds`` at that step."""
     history: list[dict[str, float]] = field(default_factory=list)
     dataset_digest: str = ""
     features_digest: str = ""

@@ -158,13 +158,15 @@ class Trainer:
 
     def _log_loss(self) -> None:
         state = self.state
+        seconds = state.train_seconds - state.logged_seconds
         metrics = {
             "train/loss": state.loss_sum / state.loss_rows,
             "train/lr": self.config.optim.lr * rate_factor(state.step - 1, self.config.optim),
-            "perf/samples_per_second": state.samples / state.train_seconds,
-            "perf/step_seconds": state.train_seconds / state.step,
+            "perf/samples_per_second": state.loss_rows / seconds,
+            "perf/step_seconds": seconds / (state.step - state.logged_step),
         }
         state.loss_sum, state.loss_rows = 0.0, 0
+        state.logged_step, state.logged_seconds = state.step, state.train_seconds
         self._record(metrics)
 
     def _validate(self) -> bool:

@@ -171,7 +171,7 @@ def _describe_run(
     for split, info in manifest.splits.items():
         tracker.log_dataset(
             DatasetRecord(
-                name=f"{dataset.path.name}/{split}",
+                name=f"{Path(config.data.path).name}/{split}",
                 source=str(dataset.path),
                 digest=manifest.digest,
                 context={"train": "training"}.get(split, split),
@@ -265,11 +265,10 @@ def _outcome(test: Metrics | None, sizes: ModelSizes, config: RunConfig) -> str:
         if test is None
         else f"test AUC {test.auc:.4f}, log loss {test.log_loss:.4f}"
     )
-    ratio = sizes.fp32_bytes / sizes.packed_bytes
-    return (
-        f"{bits} {config.optim.name} on {config.data.path}: {quality}.\n"
-        f"{sizes.packed_bytes:,} bytes packed, {ratio:.1f} times smaller than FP32."
-    )
+    size = f"{sizes.packed_bytes:,} bytes packed"
+    if sizes.packed_bytes < sizes.fp32_bytes:
+        size += f", {sizes.fp32_bytes / sizes.packed_bytes:.1f} times smaller than FP32"
+    return f"{bits} {config.optim.name} on {config.data.path}: {quality}.\n{size}."
 
 
 def _result(
