@@ -65,7 +65,7 @@ class PrepareReport:
     """Share of look-ups of id 0 by column with a vocabulary, over all splits."""
     wall_seconds: float
     cpu_seconds: float
-    """Processor time of this call and of the workers, their start included."""
+    """Processor time of this call and of the workers; loading the libraries is not counted."""
     peak_bytes: int
     """Sum of the largest resident memory of every process: an upper bound."""
     memory_bound_bytes: int

@@ -7,7 +7,7 @@ Files in the work folder, by shard key:
 - ``encoded/KEY.rec`` beside ``encoded/SPLIT/KEY.arrow``: the finished rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -204,12 +204,14 @@ def _store(
             arrays[f"ids{at}"] = ids if keys is None else ids.astype(np.min_scalar_type(len(keys)))
         for at, lists in enumerate(local.rows.lists):
             arrays |= {f"offsets{at}": lists.offsets, f"items{at}": lists.ids}
-        for at, keys in enumerate(local.keys):
-            if keys is not None:
+        lengths = [None if keys is None else len(keys) for keys in local.keys]
+        counts = _training_counts(local.rows, lengths, codes)
+        for at, (keys, found) in enumerate(zip(local.keys, counts, strict=True)):
+            if keys is not None and found is not None:
                 order = range_order(keys)
-                arrays |= {f"order{at}": order.astype(np.int32), f"keys{at}": keys[order]}
-                counts = _training_counts(local.rows, at, codes, len(keys))
-                arrays[f"counts{at}"] = counts[order].astype(np.uint32)
+                arrays[f"order{at}"] = order.astype(np.int32)
+                arrays[f"keys{at}"] = keys[order]
+                arrays[f"counts{at}"] = found[order]
     write_record(job.record(PARSED, key), meta, arrays)
 
 
@@ -235,16 +237,32 @@ def _codes(
     )
 
 
-def _training_counts(rows: Rows, column: int, codes: U8, num_keys: int) -> npt.NDArray[np.int64]:
-    """How often training rows look up each local id of a table column."""
-    train = codes == TRAIN
-    if column < len(rows.one_hot):
-        ids = rows.one_hot[column]
-        used = ids if train.all() else ids[train]
-    else:
-        lists = rows.lists[column - len(rows.one_hot)]
-        used = lists.ids[np.repeat(train, np.diff(lists.offsets))]
-    return np.bincount(used, minlength=num_keys)
+def _training_counts(
+    rows: Rows, keys: Sequence[int | None], codes: U8
+) -> list[npt.NDArray[np.uint32] | None]:
+    """How often training rows look up each local id of each table column.
+
+    keys: number of local ids of each column; None where it is hashed.
+    """
+    train = np.flatnonzero(codes == TRAIN)
+    every = len(train) == len(codes)
+    # Buffers used again for each column: fresh memory costs more than what is done in it.
+    chosen = np.empty(len(train), np.int32)
+    wide = np.empty(len(train), np.intp)
+    counts: list[npt.NDArray[np.uint32] | None] = []
+    for at, num_keys in enumerate(keys):
+        if num_keys is None:
+            counts.append(None)
+            continue
+        if at < len(rows.one_hot):
+            ids = rows.one_hot[at]
+            wide[:] = ids if every else np.take(ids, train, out=chosen, mode="clip")
+            used = wide
+        else:
+            lists = rows.lists[at - len(rows.one_hot)]
+            used = (lists if every else lists.take(train)).ids.astype(np.intp)
+        counts.append(np.bincount(used, minlength=num_keys).astype(np.uint32))
+    return counts
 
 
 def _vocabulary_remaps(job: Job, local: LocalRows) -> tuple[Remap, ...]:
@@ -264,11 +282,14 @@ def recount(job: Job, key: ShardKey, first_row: int, total_rows: int) -> None:
     record = Record(job.record(PARSED, key))
     rows = _read_rows(record, job.schema)
     codes = _codes(job, key, len(rows), TRAIN, None, first_row, total_rows)
-    arrays: dict[str, npt.NDArray[Any]] = {}
-    for at in range(len(table_columns(job.schema))):
-        if f"keys{at}" in record:
-            counts = _training_counts(rows, at, codes, record.length(f"keys{at}"))
-            arrays[f"counts{at}"] = counts[record.array(f"order{at}")].astype(np.uint32)
+    columns = range(len(table_columns(job.schema)))
+    keys = [record.length(f"keys{at}") if f"keys{at}" in record else None for at in columns]
+    counts = _training_counts(rows, keys, codes)
+    arrays = {
+        f"counts{at}": found[record.array(f"order{at}")]
+        for at, found in enumerate(counts)
+        if found is not None
+    }
     write_record(path, {}, arrays)
 
 

@@ -136,17 +136,17 @@ def _add_up(keys: list[U64], counts: list[npt.NDArray[np.uint32]]) -> tuple[U64,
 
 def _by_count(keys: U64, counts: I64) -> I64:
     """Positions by descending count, ties by ascending key."""
-    by_key = np.argsort(keys)
-    # One word holds count and position: sorting plain words is several times faster than a
-    # stable sort by count. Positions take 31 bits at most, so counts up to 2^33 fit.
-    bits = np.uint64(max(len(counts) - 1, 1).bit_length())
-    largest = np.uint64(counts.max(initial=0))
-    assert int(largest) < 2 ** (64 - int(bits))
-    words = (largest - counts[by_key].astype(np.uint64)) << bits
-    words |= np.arange(len(counts), dtype=np.uint64)
-    words.sort()
-    words &= (np.uint64(1) << bits) - np.uint64(1)
-    return by_key[words.astype(np.int64)]
+    # One word holds the count and the first bits of the key: sorting one plain word is several
+    # times faster than sorting by two columns. Two words are hardly ever equal.
+    largest = int(counts.max(initial=0))
+    count_bits = max(largest.bit_length(), 1)
+    words = (np.uint64(largest) - counts.astype(np.uint64)) << np.uint64(64 - count_bits)
+    words |= keys >> np.uint64(count_bits)
+    order = np.argsort(words)
+    words = words[order]
+    if np.any(words[1:] == words[:-1]):
+        return np.lexsort((keys, -counts))
+    return order
 
 
 def _write_remap(
