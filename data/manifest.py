@@ -53,7 +53,7 @@ class TableInfo(_Strict):
     """SHA-256 of the vocabulary's keys, little-endian uint64; None when hashed or generated."""
 
     missing_rate: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Share of training rows whose field was empty."""
+    """Share of rows, of all splits, whose field was empty."""
 
     lookups: NonNegativeInt = 0
     """Ids in the training split: its rows for one-hot, the sum of list lengths for multi-hot."""
@@ -66,7 +66,7 @@ class DenseInfo(_Strict):
     """Column name."""
 
     missing_rate: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Share of training rows whose field was empty (then 0)."""
+    """Share of rows, of all splits, whose field was empty (then 0)."""
 
 
 class ShardInfo(_Strict):
@@ -110,8 +110,9 @@ class SourceInfo(_Strict):
     name: str
     """File name without its folder, or what a frame or generator calls itself."""
 
-    sha256: str
-    """Of the file's bytes as they lie on disk."""
+    checksum: str
+    """Of the file's bytes as they lie on disk: the method, a colon, hexadecimal digits. The method
+    xxh64-blocks is described at `dqrm.data.sources.CHECKSUM`."""
 
     bytes: NonNegativeInt
     """Size of the file."""
@@ -181,7 +182,7 @@ class Manifest(_Strict):
             "splits": {
                 name: [split.num_rows, split.positives] for name, split in self.splits.items()
             },
-            "sources": [[source.sha256, source.rows] for source in self.sources],
+            "sources": [[source.checksum, source.rows] for source in self.sources],
             "settings": self.settings,
         }
         return _digest(content)

@@ -295,7 +295,7 @@ class Preparation:
             infos.append(
                 SourceInfo(
                     name=Path(name).name,
-                    sha256=checksum(blocks),
+                    checksum=checksum(blocks),
                     bytes=source.bytes if source else sum(shard["bytes"] for shard in shards),
                     rows=sum(shard["rows"] for shard in shards),
                     malformed=sum(shard["malformed_count"] for shard in shards),

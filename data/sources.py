@@ -337,4 +337,4 @@ def checksum(blocks: Sequence[U64]) -> str:
     digest = hashlib.sha256()
     for part in blocks:
         digest.update(part.astype("<u8").tobytes())
-    return digest.hexdigest()
+    return f"{CHECKSUM}:{digest.hexdigest()}"

@@ -165,7 +165,7 @@ def manifest(**changes: object) -> Manifest:
                 num_rows=10, positives=3, shards=(ShardInfo(file="a", num_rows=10, bytes=9),)
             )
         },
-        "sources": (SourceInfo(name="x.csv", sha256="ff", bytes=100, rows=10),),
+        "sources": (SourceInfo(name="x.csv", checksum="sha256:ff", bytes=100, rows=10),),
         "settings": {"split": "time"},
     }
     return Manifest.model_validate(content | changes)
@@ -184,14 +184,14 @@ def test_digest_is_of_the_content_alone() -> None:
     same = [
         manifest(report={"note": 1}),
         manifest(splits={"train": SplitInfo(num_rows=10, positives=3, shards=shards)}),
-        manifest(sources=(SourceInfo(name="y.csv", sha256="ff", bytes=100, rows=10),)),
+        manifest(sources=(SourceInfo(name="y.csv", checksum="sha256:ff", bytes=100, rows=10),)),
     ]
     assert {other.digest for other in same} == {digest}
     shards = (ShardInfo(file="a", num_rows=10, bytes=9),)
     different = [
         manifest(settings={"split": "rows"}),
         manifest(splits={"train": SplitInfo(num_rows=10, positives=4, shards=shards)}),
-        manifest(sources=(SourceInfo(name="x.csv", sha256="fe", bytes=100, rows=10),)),
+        manifest(sources=(SourceInfo(name="x.csv", checksum="sha256:fe", bytes=100, rows=10),)),
         manifest(schema=SCHEMA.model_copy(update={"label": "z"})),
         manifest(
             tables=(
