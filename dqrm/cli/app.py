@@ -13,7 +13,10 @@ _COMMANDS = {
     "eval": ("dqrm.cli.eval:evaluate", "Measure a trained model on a prepared data set."),
     "config": ("dqrm.cli.config:config", "Print the resolved configuration."),
     "configs": ("dqrm.cli.configs:configs", "List and copy the shipped configurations."),
-    "bench": ("dqrm.cli.bench:bench", "Measure accuracy and speed."),
+    "bench": (
+        "dqrm.cli.bench:bench",
+        "Measure accuracy and speed, with seeds, versions and settings on record.",
+    ),
     "ui": ("dqrm.cli.ui:ui", "Open the MLflow page on the store that runs are recorded in."),
     "tracking": ("dqrm.cli.tracking:tracking", "Upload what a lost tracking server missed."),
     "doctor": ("dqrm.cli.doctor:doctor", "Show what this machine offers and what will be used."),
