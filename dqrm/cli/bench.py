@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from dqrm.bench.accuracy import Arm
 
 _COMMANDS = {
-    "accuracy": ("dqrm.cli.bench:accuracy", "Compare FP32, quantized FP32 and low-bit training."),
+    "accuracy": (
+        "dqrm.cli.bench:accuracy",
+        "Compare a recipe in FP32, quantized afterwards, and trained at its low bits.",
+    ),
     "prepare": ("dqrm.cli.bench:prepare", "Time preparation beside pandas only parsing."),
 }
 
@@ -59,7 +62,7 @@ def accuracy(
     plot_file: Path | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Train a recipe in FP32 and at its low bits with several seeds, and compare.
+    """Compare a recipe in FP32, quantized afterwards, and trained at its low bits.
 
     Each run is selected on validation, tested once and recorded in MLflow. A third line
     quantizes the FP32 model row by row without training. Spread is the standard deviation over
@@ -102,8 +105,16 @@ def accuracy(
         ("dqrm bench prepare --rows 100000 --repeats 1 --json out.json", "a quick look"),
     ],
 )
-@click.option("--rows", type=click.IntRange(min=1), default=1_000_000, show_default=True)
-@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option(
+    "--rows",
+    type=click.IntRange(min=1),
+    default=1_000_000,
+    show_default=True,
+    help="Rows to generate.",
+)
+@click.option(
+    "--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Times each is run."
+)
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write all that was measured."
 )
