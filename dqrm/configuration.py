@@ -11,7 +11,6 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +36,9 @@ __all__ = [
 ]
 
 Model = TypeVar("Model", bound=BaseModel)
+
+# Not importlib.resources: in an editable install, Python 3.11 cannot list a folder through it.
+_SHIPPED = Path(__file__).parent / "configs"
 
 _SHOWN_CHARACTERS = 60
 _PREFIX_LETTERS = 4
@@ -123,13 +125,11 @@ def shipped_configs() -> dict[str, str]:
 
     A file opens with the command that runs it and an empty comment; the line after says it.
     """
-    root = resources.files("dqrm.configs")
     names = {}
-    with resources.as_file(root) as folder:
-        for path in sorted(folder.rglob("*.yaml")):
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            purpose = path.read_text(encoding="utf-8").splitlines()[2]
-            names[name] = purpose.removeprefix("#").strip()
+    for path in sorted(_SHIPPED.rglob("*.yaml")):
+        purpose = path.read_text(encoding="utf-8").splitlines()[2]
+        name = path.relative_to(_SHIPPED).with_suffix("").as_posix()
+        names[name] = purpose.removeprefix("#").strip()
     return names
 
 
@@ -143,7 +143,7 @@ def shipped_text(name: str) -> str:
         near = _nearest(name, names)
         hint = f"did you mean {near}?" if near else f"there are: {', '.join(names) or 'none'}"
         raise ConfigError(f"no shipped configuration is called '{name}'; {hint}")
-    return resources.files("dqrm.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    return (_SHIPPED / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def _read(source: str | Path) -> tuple[str, Document]:
