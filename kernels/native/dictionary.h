@@ -23,12 +23,6 @@ class SlotTable {
 
   void prefetch_slot(uint64_t key) const { __builtin_prefetch(&slots_[home(mix(key))]); }
 
-  // To be called some keys after prefetch_slot: fetches the key that the slot points to.
-  void prefetch_key(uint64_t key, const uint64_t* keys) const {
-    const uint32_t number = uint32_t(slots_[home(mix(key))]);
-    __builtin_prefetch(keys + (number == 0 ? 0 : number - 1));
-  }
-
   // Number of the key plus one; if it is not there: 0, and *place is the slot to put it into.
   uint32_t find(uint64_t key, const uint64_t* keys, size_t* place) const {
     const uint64_t mixed = mix(key);

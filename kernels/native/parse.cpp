@@ -11,8 +11,10 @@
 namespace dqrm {
 namespace {
 
-// Rows of a block: text, places and one column's scratch together stay in a second-level cache.
-constexpr uint32_t kBlockRows = 512;
+// Rows of a block. Every field of it walks over the block's text and ends again, so they should
+// stay in the first cache: on Criteo rows, hashed, Zen 4, 2026-11, 64 and 128 rows gave 8.1 million
+// rows a CPU-second, 256 gave 7.2, 512 gave 6.8.
+constexpr uint32_t kBlockRows = 128;
 
 // log1p of 0, 1, 2, ... as float. Filled by the very function that larger values go through.
 constexpr uint32_t kLogTableSize = 1 << 16;
