@@ -36,7 +36,7 @@ class Arm:
 
     def mean(self, metric: str) -> float:
         """Return the mean of a test metric over seeds."""
-        return statistics.mean(getattr(measured, metric) for measured in self.test)
+        return float(statistics.mean(getattr(measured, metric) for measured in self.test))
 
     def spread(self, metric: str) -> float:
         """Return the sample standard deviation over seeds; 0 for a single one."""

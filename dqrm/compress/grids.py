@@ -24,7 +24,7 @@ def largest_code(bits: int) -> int:
     """Return n = 2**(bits-1) - 1, the largest code: 7 for 4 bits, 127 for 8."""
     if bits not in (2, 4, 8, 16):
         raise ValueError(f"bits={bits}: must be 2, 4, 8 or 16")
-    return 2 ** (bits - 1) - 1
+    return (1 << (bits - 1)) - 1
 
 
 def scale_of(max_abs: Tensor, largest: Tensor | int) -> Tensor:
@@ -114,8 +114,9 @@ def unpack(packed: Tensor, bits: int, dim: int) -> Tensor:
     parts = [(wide >> (part * bits)) & (2**bits - 1) for part in range(per_byte)]
     codes = torch.cat(parts, dim=1)[:, :dim]
     # Sign-extend: the upper half of the unsigned range stands for the negative codes.
-    sign = 2 ** (bits - 1)
-    return ((codes ^ sign) - sign).to(torch.float32)
+    sign = 1 << (bits - 1)
+    signed: Tensor = (codes ^ sign) - sign
+    return signed.to(torch.float32)
 
 
 def packed_row_bytes(dim: int, bits: int) -> int:

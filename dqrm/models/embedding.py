@@ -116,7 +116,7 @@ class EmbeddingBagCollection(nn.Module):
 
     def table_rows(self) -> list[Tensor]:
         """Return the weights of each table, views of shape [rows, D]."""
-        return list(self.weight.detach().split([table.num_rows for table in self.tables]))
+        return list(torch.split(self.weight.detach(), [table.num_rows for table in self.tables]))
 
     def refresh_scales(self) -> None:
         """Recompute maxima and scales from the weights; call after writing weights wholesale."""

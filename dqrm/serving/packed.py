@@ -46,7 +46,7 @@ class PackedEmbeddingBags(nn.Module):
         counts = torch.bincount(table_of_index, minlength=len(self.tables)).tolist()
         rows = [
             self._rows(number, ids)
-            for number, ids in enumerate(indices.to(torch.int64).split(counts))
+            for number, ids in enumerate(torch.split(indices.to(torch.int64), counts))
         ]
         values = torch.cat(rows)
         pooled = values if offsets is None else pool(values, offsets, self.pooling)

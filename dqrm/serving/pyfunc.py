@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from dqrm.serving.predictor import Predictor
 
 
-class ClickModel(PythonModel):  # type: ignore[misc]
+class ClickModel(PythonModel):
     """Click probabilities, float32 [rows], for a frame of raw rows."""
 
     def load_context(self, context: PythonModelContext) -> None:

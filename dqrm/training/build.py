@@ -3,6 +3,7 @@
 from dqrm.config import RunConfig
 from dqrm.data.dataset import PreparedDataset
 from dqrm.models.dlrm import DLRM, build_dlrm
+from dqrm.models.embedding import EmbeddingBagCollection
 from dqrm.models.sizes import ModelSizes, model_sizes
 
 
@@ -15,6 +16,7 @@ def build_model(config: RunConfig, dataset: PreparedDataset) -> DLRM:
     model = build_dlrm(
         config.model, config.quant, num_dense=dataset.num_dense, tables=_tables(dataset)
     )
+    assert isinstance(model.emb_l, EmbeddingBagCollection)
     for table, rows in zip(dataset.tables, model.emb_l.table_rows(), strict=True):
         if not table.hashed:
             rows[0] = 0.0

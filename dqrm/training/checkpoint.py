@@ -59,7 +59,8 @@ class TrainState:
         for entry in self.history:
             if entry["step"] == self.best_step and "val/auc" in entry:
                 values = {k.removeprefix("val/"): v for k, v in entry.items() if k[:4] == "val/"}
-                return Metrics(**{**values, "num_rows": int(values.pop("num_rows"))})
+                num_rows = int(values.pop("num_rows"))
+                return Metrics(num_rows=num_rows, **values)
         return None
 
 

@@ -129,9 +129,9 @@ def test_restart_reads_no_window_before_the_place(
     read: list[int] = []
     original = Split._read
 
-    def spy(self: Split, runs: list[tuple[int, int]], size: int) -> Rows:
-        read.append(size)
-        return original(self, runs, size)
+    def spy(self: Split, runs: list[tuple[int, int]], target: Rows) -> Rows:
+        read.append(len(target))
+        return original(self, runs, target)
 
     monkeypatch.setattr(Split, "_read", spy)
     order = RowOrder(200, 0, 0, 32)

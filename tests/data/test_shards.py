@@ -59,7 +59,7 @@ def write_shard(folder: Path, batches: list[Rows]) -> ShardInfo:
 
 
 def read(folder: Path, info: ShardInfo, start: int, stop: int) -> Rows:
-    target = empty_rows(stop - start, 2, 2)
+    target = empty_rows(stop - start, SCHEMA)
     return with_lists(target, Shard(folder, info, SCHEMA).copy_rows(start, stop, target, 0), 1)
 
 
@@ -95,7 +95,7 @@ def test_reading_maps_the_file(tmp_path: Path) -> None:
     before = pa.total_allocated_bytes()
     shard = Shard(tmp_path, info, SCHEMA)
     assert pa.total_allocated_bytes() == before
-    target = empty_rows(1, 2, 2)
+    target = empty_rows(1, SCHEMA)
     ids = shard.copy_rows(7, 8, target, 0)[0][0].ids
     assert not ids.flags.owndata
     assert not ids.flags.writeable
