@@ -9,6 +9,7 @@ TORCH_VERSION := 2.13.0
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # A build with GPU support is gigabytes larger; only Linux wheels come in two kinds.
 TORCH := torch==$(TORCH_VERSION)$(if $(filter Linux,$(shell uname -s)),+cpu)
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 NATIVE := kernels/CMakeLists.txt $(wildcard kernels/native/*)
 
 .PHONY: train test lint format clean
@@ -32,12 +33,13 @@ clean:
 	rm -rf $(VENV) build
 
 $(VENV)/.torch:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dqrm needs Python 3.11 or newer; set PYTHON=")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet '$(TORCH)' || \
-	$(BIN)/python -m pip install --quiet '$(TORCH)' --extra-index-url $(TORCH_INDEX)
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dqrm needs Python 3.11 or newer; set PYTHON=")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'installing torch $(TORCH_VERSION), the CPU build (about half a minute)'
+	@$(PIP) '$(TORCH)' || $(PIP) '$(TORCH)' --extra-index-url $(TORCH_INDEX)
+	@touch $@
 
 $(VENV)/.ready: $(VENV)/.torch pyproject.toml $(NATIVE)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+	@echo 'building dqrm and installing what it needs (about a minute)'
+	@$(PIP) --editable '.[dev]'
+	@touch $@
