@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from dqrm.bench.accuracy import Arm
 
@@ -27,6 +28,7 @@ def plot_validation(arms: Sequence[Arm], path: Path) -> None:
                     label=arm.name if seed == 0 else None,
                 )
         axis.set_xlabel("Epoch")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
         axis.legend()
