@@ -16,6 +16,7 @@ from dqrm.data.manifest import (
     TableInfo,
 )
 from dqrm.data.records import Record
+from dqrm.data.scatter import split_path
 from dqrm.data.shards import shard_file
 from dqrm.data.splits import ShardKey
 from dqrm.data.stages import ENCODED, Job
@@ -31,7 +32,7 @@ def place_shards(job: Job, output: Path, keys: Sequence[ShardKey]) -> dict[str, 
             file = shard_file(name, len(shards[name]))
             target = output / file
             target.parent.mkdir(exist_ok=True)
-            written = job.work / ENCODED / name / f"{key}.arrow"
+            written = split_path(job.work / ENCODED, name, key)
             if written.exists():
                 written.replace(target)
             shards[name].append(ShardInfo(file=file, num_rows=found["rows"], bytes=found["bytes"]))

@@ -19,7 +19,6 @@ from dqrm.data.stages import (
     ENCODED,
     PARSED,
     RECOUNTED,
-    REMAP,
     Job,
     encode_shard,
     parse_frame,
@@ -210,7 +209,7 @@ class Preparation:
         ]
         memory_bytes = job.config.merge_bytes // pool.workers
         columns = [
-            (column, at, shards, memory_bytes, self._vocabulary(column), self._remap(at))
+            (column, at, shards, memory_bytes, self._vocabulary(column), job.remap(at))
             for at, column in enumerate(table_columns(job.schema))
             if column.hash_buckets is None
         ]
@@ -220,9 +219,6 @@ class Preparation:
     def _vocabulary(self, column: Any) -> Path:
         path: Path = self.job.work / VOCABULARY_FOLDER / column.vocabulary_file
         return path
-
-    def _remap(self, at: int) -> Path:
-        return self.job.work / REMAP / f"{at}.npy"
 
     def _remap_starts(self) -> dict[ShardKey, tuple[int, ...]]:
         """Where the ids of each shard begin in the remap file of each column."""

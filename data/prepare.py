@@ -119,7 +119,7 @@ def run(
             workspace.folder(folder)
         job = Job(workspace.path, config.resolved_schema, config, split, vocabularies)
         work = Preparation(job, workspace, opened, names, codes, frame, progress, settings(config))
-        pool = Pool(config.workers or _default_workers(opened, frame))
+        pool = Pool(config.workers or _default_workers(opened, frame), workspace.lock)
         try:
             with pool:
                 work.parse(pool)

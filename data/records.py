@@ -2,7 +2,8 @@
 
 Layout: magic, length of the header (uint64), header (JSON: meta, and dtype, shape and offset of
 each array), then the arrays, each at a multiple of 64 bytes. Used for what preparation must
-remember between its phases, so that a killed run continues.
+remember between its phases, so that a killed run continues. Nothing waits for the disk: what a
+crash of the whole machine leaves is not used again (see `dqrm.data.workspace`).
 """
 
 import json
@@ -23,7 +24,10 @@ Array = npt.NDArray[Any]
 
 
 def write_record(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
-    """Write `meta` (JSON values) and `arrays` to `path`: complete or not at all."""
+    """Write `meta` (JSON values) and `arrays` to `path`: complete or not at all.
+
+    Holds when the process is killed, not when the machine fails.
+    """
     layout: dict[str, Any] = {}
     offset = 0
     for name, array in arrays.items():
@@ -40,8 +44,6 @@ def write_record(path: Path, meta: Mapping[str, Any], arrays: Mapping[str, Array
                 for row in array if array.ndim > 1 else [array]:
                     file.write(np.ascontiguousarray(row).data)
                 file.write(b"\0" * (-array.nbytes % _ALIGNMENT))
-            file.flush()
-            os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

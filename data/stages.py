@@ -4,32 +4,33 @@ Files in the work folder, by shard key:
 
 - ``parsed/KEY.rec``: what parsing found; without a second phase only the figures.
 - ``recounted/KEY.rec``: training counts of a shard that holds the border between splits.
-- ``encoded/KEY.rec`` beside ``encoded/SPLIT/KEY.arrow``: the finished rows.
+- ``encoded/SPLIT/KEY.arrow``: the rows of a split, labels and dense columns as soon as their split
+  is known, ids when the vocabularies are;
+- ``encoded/KEY.rec``: says that those are complete.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dqrm.data.config import PrepareConfig, SplitConfig
+from dqrm.data.config import PrepareConfig, RowsSplit, SplitConfig
 from dqrm.data.local import (
     LocalRows,
     Remap,
     in_schema_order,
     table_columns,
     text_plan,
-    to_global,
 )
 from dqrm.data.manifest import SPLITS
 from dqrm.data.pool import should_stop
 from dqrm.data.records import Record, write_record
-from dqrm.data.rows import Lists, Rows
+from dqrm.data.rows import Lists
+from dqrm.data.scatter import IdFigures, ShardSplits
 from dqrm.data.schema import Schema
-from dqrm.data.shards import ShardWriter
 from dqrm.data.sources import (
     Part,
     Source,
@@ -38,13 +39,10 @@ from dqrm.data.sources import (
     read_compressed,
 )
 from dqrm.data.splits import TRAIN, U8, ShardKey, assign
-from dqrm.data.vocabulary import Vocabularies, range_order
+from dqrm.data.vocabulary import Vocabularies, range_order, read_remap
 from dqrm.kernels.delimited import parse_delimited
 
 PARSED, RECOUNTED, ENCODED, REMAP = "parsed", "recounted", "encoded", "remap"
-
-_BATCH_ROWS = 2**17
-"""Rows written at a time, which bounds the memory for choosing those of one split."""
 
 _MAX_MESSAGES = 10_000
 """Malformed lines described for each shard; all are counted."""
@@ -64,16 +62,25 @@ class Job:
     """Folder of ready vocabularies; rows are then encoded as soon as they are parsed."""
 
     @property
+    def split_is_known(self) -> bool:
+        """Whether the split of a row is known before all rows are counted."""
+        return not isinstance(self.split, RowsSplit)
+
+    @property
     def one_pass(self) -> bool:
         """Whether rows can be encoded as soon as they are parsed."""
         if isinstance(self.split, str):
             return True
         hashed = all(column.hash_buckets for column in self.schema.categorical)
-        return hashed and self.split.by != "rows"
+        return hashed and self.split_is_known
 
     def record(self, folder: str, key: ShardKey) -> Path:
         """Path of a shard's record."""
         return self.work / folder / f"{key}.rec"
+
+    def remap(self, column: int) -> Path:
+        """Path of the vocabulary's ids of the local ids of all shards."""
+        return self.work / REMAP / f"{column}.ids"
 
 
 def parse_part(job: Job, source: Source, part: Part, file_code: int) -> tuple[Part, int]:
@@ -177,8 +184,8 @@ def _store(
     blocks: npt.NDArray[np.uint64],
     source_bytes: int,
 ) -> None:
-    """Write the record of a parsed shard and, in one pass, its finished rows before that."""
-    meta = {
+    """Write the record of a parsed shard; before that, what can be written of its rows."""
+    meta: dict[str, Any] = {
         "rows": len(local.rows),
         "lines": local.lines,
         "keys": [0 if keys is None else len(keys) for keys in local.keys],
@@ -189,30 +196,39 @@ def _store(
     }
     arrays: dict[str, npt.NDArray[Any]] = {"blocks": blocks}
     codes = _codes(job, key, len(local.rows), file_code, local.time, None, None)
-    if job.one_pass:
-        remaps = _vocabulary_remaps(job, local)
-        _write_splits(job, key, to_global(local.rows, remaps), codes, remaps)
+    rows = local.rows
+    if job.split_is_known:
+        with ShardSplits(job.work / ENCODED, key, job.schema, codes, rows.lists) as splits:
+            meta["splits"] = splits.write_numbers(rows.label, rows.dense)
+            if job.one_pass:
+                remaps = _vocabulary_remaps(job, local)
+                found = splits.write_ids(list(rows.one_hot), rows.lists, remaps)
+                _write_encoded(job, key, meta["splits"], found)
     else:
-        arrays |= {
-            "label": local.rows.label,
-            "dense": local.rows.dense,
-            "codes": codes,
-        }
-        for at, ids in enumerate(local.rows.one_hot):
-            # Most columns have few values in one shard; a byte or two hold their local ids.
-            keys = local.keys[at]
-            arrays[f"ids{at}"] = ids if keys is None else ids.astype(np.min_scalar_type(len(keys)))
-        for at, lists in enumerate(local.rows.lists):
-            arrays |= {f"offsets{at}": lists.offsets, f"items{at}": lists.ids}
-        lengths = [None if keys is None else len(keys) for keys in local.keys]
-        counts = _training_counts(local.rows, lengths, codes)
-        for at, (keys, found) in enumerate(zip(local.keys, counts, strict=True)):
-            if keys is not None and found is not None:
-                order = range_order(keys)
-                arrays[f"order{at}"] = order.astype(np.int32)
-                arrays[f"keys{at}"] = keys[order]
-                arrays[f"counts{at}"] = found[order]
+        arrays |= {"label": rows.label, "dense": rows.dense}
+    if not job.one_pass:
+        arrays |= {"codes": codes} | _local_ids(local, codes)
     write_record(job.record(PARSED, key), meta, arrays)
+
+
+def _local_ids(local: LocalRows, codes: U8) -> dict[str, npt.NDArray[Any]]:
+    """The rows' local ids, and every column's keys with their training counts."""
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for at, ids in enumerate(local.rows.one_hot):
+        # Most columns have few values in one shard; a byte or two hold their local ids.
+        keys = local.keys[at]
+        arrays[f"ids{at}"] = ids if keys is None else ids.astype(np.min_scalar_type(len(keys)))
+    for at, lists in enumerate(local.rows.lists):
+        arrays |= {f"offsets{at}": lists.offsets, f"items{at}": lists.ids}
+    lengths = [None if keys is None else len(keys) for keys in local.keys]
+    counts = _training_counts(list(local.rows.one_hot), local.rows.lists, lengths, codes)
+    for at, (keys, found) in enumerate(zip(local.keys, counts, strict=True)):
+        if keys is not None and found is not None:
+            order = range_order(keys)
+            arrays[f"order{at}"] = order.astype(np.int32)
+            arrays[f"keys{at}"] = keys[order]
+            arrays[f"counts{at}"] = found[order]
+    return arrays
 
 
 def _codes(
@@ -238,7 +254,10 @@ def _codes(
 
 
 def _training_counts(
-    rows: Rows, keys: Sequence[int | None], codes: U8
+    one_hot: Sequence[npt.NDArray[Any]],
+    lists: Sequence[Lists],
+    keys: Sequence[int | None],
+    codes: U8,
 ) -> list[npt.NDArray[np.uint32] | None]:
     """How often training rows look up each local id of each table column.
 
@@ -247,20 +266,21 @@ def _training_counts(
     train = np.flatnonzero(codes == TRAIN)
     every = len(train) == len(codes)
     # Buffers used again for each column: fresh memory costs more than what is done in it.
-    chosen = np.empty(len(train), np.int32)
+    buffer = np.empty(len(train), np.int32)
     wide = np.empty(len(train), np.intp)
     counts: list[npt.NDArray[np.uint32] | None] = []
     for at, num_keys in enumerate(keys):
         if num_keys is None:
             counts.append(None)
             continue
-        if at < len(rows.one_hot):
-            ids = rows.one_hot[at]
+        if at < len(one_hot):
+            ids = one_hot[at]
+            chosen = buffer.view(ids.dtype)[: len(train)]
             wide[:] = ids if every else np.take(ids, train, out=chosen, mode="clip")
             used = wide
         else:
-            lists = rows.lists[at - len(rows.one_hot)]
-            used = (lists if every else lists.take(train)).ids.astype(np.intp)
+            column = lists[at - len(one_hot)]
+            used = (column if every else column.take(train)).ids.astype(np.intp)
         counts.append(np.bincount(used, minlength=num_keys).astype(np.uint32))
     return counts
 
@@ -280,11 +300,10 @@ def recount(job: Job, key: ShardKey, first_row: int, total_rows: int) -> None:
     if path.exists():
         return
     record = Record(job.record(PARSED, key))
-    rows = _read_rows(record, job.schema)
-    codes = _codes(job, key, len(rows), TRAIN, None, first_row, total_rows)
+    codes = _codes(job, key, record.meta["rows"], TRAIN, None, first_row, total_rows)
     columns = range(len(table_columns(job.schema)))
     keys = [record.length(f"keys{at}") if f"keys{at}" in record else None for at in columns]
-    counts = _training_counts(rows, keys, codes)
+    counts = _training_counts(*_read_ids(record, job.schema), keys, codes)
     arrays = {
         f"counts{at}": found[record.array(f"order{at}")]
         for at, found in enumerate(counts)
@@ -303,7 +322,6 @@ def encode_shard(
     if job.record(ENCODED, key).exists():
         return key
     record = Record(job.record(PARSED, key))
-    rows = _read_rows(record, job.schema)
     remaps: list[Remap] = []
     for at, start in enumerate(starts):
         if f"keys{at}" not in record:
@@ -311,65 +329,37 @@ def encode_shard(
             continue
         order = record.array(f"order{at}")
         remap = np.empty(len(order), np.int32)
-        if len(order):
-            ids = np.load(job.work / REMAP / f"{at}.npy", mmap_mode="r")
-            remap[order] = ids[start : start + len(order)]
+        remap[order] = read_remap(job.remap(at), start, len(order))
         remaps.append(remap)
+    one_hot, lists = _read_ids(record, job.schema)
     codes = record.array("codes")
-    if not isinstance(job.split, str) and job.split.by == "rows":
-        codes = _codes(job, key, len(rows), TRAIN, None, first_row, total_rows)
-    _write_splits(job, key, to_global(rows, tuple(remaps)), codes, tuple(remaps))
+    if not job.split_is_known:
+        codes = _codes(job, key, len(codes), TRAIN, None, first_row, total_rows)
+    with ShardSplits(job.work / ENCODED, key, job.schema, codes, lists) as splits:
+        if job.split_is_known:
+            numbers = record.meta["splits"]
+        else:
+            numbers = splits.write_numbers(record.array("label"), record.array("dense"))
+        _write_encoded(job, key, numbers, splits.write_ids(one_hot, lists, remaps))
     return key
 
 
-def _read_rows(record: Record, schema: Schema) -> Rows:
-    ids = np.empty((len(schema.one_hot), record.meta["rows"]), np.int32)
-    for at, column in enumerate(ids):
-        column[:] = record.array(f"ids{at}")
-    lists = tuple(
+def _read_ids(record: Record, schema: Schema) -> tuple[list[npt.NDArray[Any]], list[Lists]]:
+    """Local ids of a shard: one-hot columns of any width, and multi-hot columns."""
+    one_hot = [record.array(f"ids{at}") for at in range(len(schema.one_hot))]
+    lists = [
         Lists(record.array(f"offsets{at}"), record.array(f"items{at}"))
         for at in range(len(schema.multi_hot))
-    )
-    return Rows(record.array("label"), record.array("dense"), ids, lists)
-
-
-def _write_splits(
-    job: Job, key: ShardKey, rows: Rows, codes: U8, remaps: tuple[Remap, ...]
-) -> None:
-    """Write the rows of each split to its own file, then the record that says so."""
-    splits = {}
-    for code, name in enumerate(SPLITS):
-        index = np.flatnonzero(codes == code)
-        if not len(index):
-            continue
-        figures = np.zeros((2, len(remaps)), np.int64)
-        with ShardWriter(job.work / ENCODED, f"{name}/{key}.arrow", job.schema) as writer:
-            for start in range(0, len(index), _BATCH_ROWS):
-                chosen = index[start : start + _BATCH_ROWS]
-                # Rows of one split in a row, as with most kinds of split, need no copy.
-                batch = (
-                    rows.slice(int(chosen[0]), int(chosen[-1]) + 1)
-                    if chosen[-1] - chosen[0] == len(chosen) - 1
-                    else rows.take(chosen)
-                )
-                writer.write(batch)
-                figures += _figures(batch, remaps)
-            size = writer.close().bytes
-        splits[name] = {
-            "rows": len(index),
-            "positives": int(np.count_nonzero(rows.label[index])),
-            "bytes": size,
-            "lookups": figures[0].tolist(),
-            "unknown": figures[1].tolist(),
-        }
-    write_record(job.record(ENCODED, key), {"splits": splits}, {})
-
-
-def _figures(rows: Rows, remaps: tuple[Remap, ...]) -> npt.NDArray[np.int64]:
-    """Look-ups of every table column, and those of id 0 where it has a vocabulary: [2, T]."""
-    columns = [*rows.one_hot, *(lists.ids for lists in rows.lists)]
-    unknown = [
-        0 if remap is None else len(ids) - np.count_nonzero(ids)
-        for ids, remap in zip(columns, remaps, strict=True)
     ]
-    return np.array([[len(ids) for ids in columns], unknown], np.int64)
+    return one_hot, lists
+
+
+def _write_encoded(
+    job: Job,
+    key: ShardKey,
+    numbers: Mapping[str, Mapping[str, int]],
+    ids: Mapping[str, IdFigures],
+) -> None:
+    """Write the record that says that the rows of a shard are complete."""
+    splits = {name: {**found, **asdict(ids[name])} for name, found in numbers.items()}
+    write_record(job.record(ENCODED, key), {"splits": splits}, {})

@@ -51,7 +51,7 @@ def merge_vocabulary(
     """Write the vocabulary of table column `at` and the id of every shard's every key.
 
     vocabulary_file: uint64 [size], by descending training count, ties by ascending key.
-    remap_file: int32, for all shards one after the other, ids of their keys.
+    remap_file: plain int32, for all shards one after the other, ids of their keys.
 
     Needs memory_bytes plus 48 bytes for each key of the vocabulary.
 
@@ -157,7 +157,11 @@ def _write_remap(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     order = range_order(vocabulary)
     ordered = vocabulary[order]
-    remap = np.lib.format.open_memmap(temporary, "w+", np.int32, (int(starts[-1]),))
+    remap = np.zeros(0, np.int32)
+    if starts[-1]:  # There is no map of nothing.
+        remap = np.memmap(temporary, np.int32, "w+", shape=(int(starts[-1]),))
+    else:
+        temporary.touch()
     for low, high in _ranges(parts):
         inside = _inside(ordered, low, high)
         # The id of the i-th key of this part; first the id of unknown keys.
@@ -168,9 +172,13 @@ def _write_remap(
             wanted = _inside(keys, low, high)
             place = slice(start + wanted.start, start + wanted.stop)
             np.take(ids, index.lookup(keys[wanted]), out=remap[place], mode="clip")
-    remap.flush()
     del remap
     temporary.replace(path)
+
+
+def read_remap(path: Path, start: int, count: int) -> npt.NDArray[np.int32]:
+    """A shard's part of a remap file."""
+    return np.fromfile(path, np.int32, count, offset=4 * start)
 
 
 def save_keys(path: Path, keys: U64) -> None:

@@ -1,7 +1,8 @@
 """The output folder while a data set is being prepared.
 
 Everything unfinished lies in ``.work`` inside it, with the plan it belongs to. A killed run leaves
-that folder; the same command continues it.
+that folder; the same command continues it. Unfinished files are not forced to the disk, so after
+the machine itself went down the same command starts anew.
 """
 
 import fcntl
@@ -17,6 +18,7 @@ from dqrm.data.manifest import MANIFEST_FILE, SPLITS, VOCABULARY_FOLDER, WORK_FO
 
 MALFORMED_FILE = "malformed.tsv"
 _PLAN_FILE = "plan.json"
+_BOOT_FILE = "boot.json"
 
 _log = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class Workspace:
             raise ValueError(f"{output}: is a file; name a folder for the data set")
         if output.is_dir() and not complete and not self.path.exists() and any(output.iterdir()):
             raise ValueError(f"{output}: holds other files; name a new or empty folder")
-        same = self._read_plan() == self._plan
+        same = self._read(_PLAN_FILE) == self._plan
         if complete and not same and not self._overwrite:
             raise ValueError(f"{output}: holds a data set already; --overwrite replaces it")
         self.path.mkdir(parents=True, exist_ok=True)
@@ -57,13 +59,16 @@ class Workspace:
             raise ValueError(f"{output}: another process is preparing into it") from None
         if self._overwrite or not same:
             self._start_anew()
+        elif self._read(_BOOT_FILE) != _boot():
+            _log.info("%s: the machine restarted since; starting anew", output)
+            self._clear()
         else:
             _log.info("%s: continuing an unfinished preparation", output)
         return self
 
-    def _read_plan(self) -> Any:
+    def _read(self, name: str) -> Any:
         try:
-            return json.loads((self.path / _PLAN_FILE).read_text(encoding="utf-8"))
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
 
@@ -74,6 +79,9 @@ class Workspace:
                 f"{self.output}: holds an unfinished preparation of other sources or settings; "
                 "run that one again to finish it, or --overwrite to drop it"
             )
+        self._clear()
+
+    def _clear(self) -> None:
         # The manifest first: without it the rest is not taken for a data set.
         (self.output / MANIFEST_FILE).unlink(missing_ok=True)
         for name in (*SPLITS, VOCABULARY_FOLDER):
@@ -84,7 +92,13 @@ class Workspace:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+        write_json(self.path / _BOOT_FILE, _boot())
         write_json(self.path / _PLAN_FILE, self._plan)
+
+    @property
+    def lock(self) -> int:
+        """Descriptor that holds the folder as long as any process has it open."""
+        return self._lock
 
     def folder(self, name: str) -> Path:
         """A folder within the work folder, made if missing."""
@@ -110,3 +124,11 @@ class Workspace:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def _boot() -> dict[str, str]:
+    """Differs after every start of the machine, where the system tells."""
+    try:
+        return {"boot": Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()}
+    except OSError:
+        return {}

@@ -30,7 +30,10 @@ with open(FILE, "rb", buffering=0) as file:
     while file.readinto(buffer):
         pass
 """
+# Workers are forked, as those of the command are.
 _IMPORT_DQRM = """
+from dqrm.data.pool import use_one_thread
+use_one_thread()
 from dqrm.data.config import PrepareConfig
 from dqrm.data.prepare import prepare
 """

@@ -52,11 +52,13 @@ def apply(
     A model trained on that data set can be measured on the result. Values that were not seen in
     training become the unknown id. KEY=VALUE changes how the files are read, such as format.
     """
+    from dqrm.data.pool import use_one_thread
+
+    use_one_thread()
     from dqrm.cli.progress import ProgressDisplay
     from dqrm.configuration import ConfigError, keys_at, parse_override, suggestion
     from dqrm.data.apply import apply as run
     from dqrm.data.config import PrepareConfig
-    from dqrm.data.dataset import PreparedDataset
 
     files, overrides = split_arguments(arguments)
     changes = {}
@@ -67,9 +69,14 @@ def apply(
         changes[override.key] = override.value
     if not files:
         raise click.UsageError("name at least one file to prepare")
+    if str(like) == "census" and not like.is_dir():
+        # Not by opening the data set: that loads torch, which takes longer than many files do.
+        from dqrm.data.census import cached_census
+
+        like = cached_census()
     with ProgressDisplay() as display:
         report = run(
-            PreparedDataset.open(like).path,
+            like,
             cast("list[str | Path]", files),
             output,
             split=split,  # type: ignore[arg-type]  # click has checked it

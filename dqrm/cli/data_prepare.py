@@ -84,6 +84,9 @@ def prepare(
     or zstd. Values come from the defaults, then --config, then KEY=VALUE overrides; `dqrm config
     --for prepare --fields` lists the keys. When stopped or killed, the same command continues.
     """
+    from dqrm.data.pool import use_one_thread
+
+    use_one_thread()
     from dqrm.cli.progress import ProgressDisplay
     from dqrm.configuration import load
     from dqrm.data.config import PrepareConfig

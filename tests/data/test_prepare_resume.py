@@ -96,6 +96,18 @@ def test_killed_run_continues(phase, count, workers, source, unbroken, tmp_path,
     assert {name: again[name] for name in times} == times  # Nothing was parsed twice.
 
 
+def test_machine_restarted_since(source, unbroken, tmp_path, tree):
+    """Files that were not forced to the disk may be damaged then, and are not used."""
+    output = tmp_path / "out"
+    kill_in("encode", 2, source, output, 1)
+    work = output / ".work"
+    for path in (work / "parsed").glob("*.rec"):
+        path.write_bytes(bytes(path.stat().st_size))
+    (work / "boot.json").write_text('{"boot": "another"}')
+    prepare([source], output, PrepareConfig(**SETTINGS, workers=1))
+    assert tree(output) == tree(unbroken)
+
+
 def test_killed_stream_continues(source, tmp_path, tree):
     """A compressed file is one task; its finished shards are not parsed again."""
     import gzip
@@ -120,13 +132,21 @@ def test_killed_one_pass_continues(source, tmp_path, tree):
     assert not (tmp_path / "out" / "vocabulary").exists()
 
 
-def test_workers_end_with_their_parent(source, tmp_path):
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_workers_end_with_their_parent(start, source, tmp_path, monkeypatch):
+    if start == "fork":
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    else:
+        # A second thread, so that the process is not forked.
+        monkeypatch.setenv("OPENBLAS_NUM_THREADS", "2")
     before = {p.pid for p in psutil.process_iter()}
     kill_in("parse", 2, source, tmp_path / "out", 2)
+    # A forked worker has the command line of its parent, the fork server says what it is.
+    mark = str(tmp_path) if start == "fork" else "forkserver"
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         left = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before]
-        ours = [p for p in left if "forkserver" in " ".join(p.info["cmdline"] or [])]
+        ours = [p for p in left if mark in " ".join(p.info["cmdline"] or [])]
         if not ours:
             return
         time.sleep(0.1)

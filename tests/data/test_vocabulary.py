@@ -42,7 +42,7 @@ def test_merge_equals_counting(memory, min_frequency, max_size, tmp_path):
     distinct = 40 if memory == 1 else 400
     shards, contents = make_shards(tmp_path, 5, np.random.default_rng(1), distinct)
     column = CategoricalColumn(name="c", min_frequency=min_frequency, max_size=max_size)
-    merge_vocabulary(column, 0, shards, memory, tmp_path / "v.npy", tmp_path / "r.npy")
+    merge_vocabulary(column, 0, shards, memory, tmp_path / "v.npy", tmp_path / "r.ids")
 
     totals = Counter()
     for content in contents:
@@ -52,7 +52,7 @@ def test_merge_equals_counting(memory, min_frequency, max_size, tmp_path):
     kept = kept[:max_size]
     assert load_keys(tmp_path / "v.npy").tolist() == kept
     ids = {key: place + 1 for place, key in enumerate(kept)}
-    remap = np.load(tmp_path / "r.npy")
+    remap = np.fromfile(tmp_path / "r.ids", np.int32)
     assert remap.tolist() == [ids.get(key, 0) for content in contents for key in content]
 
 
@@ -63,7 +63,7 @@ def test_recounted_shards_count(tmp_path):
     write_record(tmp_path / "b", {}, {"counts0": np.array([0, 1], np.uint32)})
     shards = [ShardKeys(tmp_path / "a", tmp_path / "b")]
     column = CategoricalColumn(name="c")
-    merge_vocabulary(column, 0, shards, 2**20, tmp_path / "v.npy", tmp_path / "r.npy")
+    merge_vocabulary(column, 0, shards, 2**20, tmp_path / "v.npy", tmp_path / "r.ids")
     assert load_keys(tmp_path / "v.npy").tolist() == [2**60]
 
 
