@@ -11,7 +11,7 @@ from dqrm.data.manifest import Manifest, SplitInfo, TableInfo, read_manifest
 from dqrm.data.order import FileOrder, RowOrder
 from dqrm.data.rows import Lists, Rows
 from dqrm.data.schema import Schema
-from dqrm.data.shards import Shard, check_size, empty_rows, with_lists
+from dqrm.data.shards import Shard, check_size, empty_packed_rows, empty_rows, with_lists
 
 OPEN_SHARDS = 128
 """Mapped shards kept open per split; each holds a file descriptor, of which 1,024 are usual."""
@@ -68,8 +68,9 @@ class Split:
         rest: Rows | None = None  # rows of a batch that began in the window before
         for window in range(first, order.num_windows):
             size = int(order.window_starts[window + 1] - order.window_starts[window])
-            rows = self._read(order.runs(window), size)
             shuffle = order.shuffle(window)
+            make = empty_rows if shuffle is None else empty_packed_rows
+            rows = self._read(order.runs(window), make(size, self._schema))
             at = max(0, place - int(order.window_starts[window]))
             last = window == order.num_windows - 1
             while at < size:
@@ -86,11 +87,10 @@ class Split:
     def rows(self, start: int = 0, stop: int | None = None) -> Rows:
         """Rows start to stop as stored, copied into memory; all of them by default."""
         start, stop, _ = slice(start, stop).indices(self.num_rows)
-        return self._read([(start, stop)], max(0, stop - start))
+        return self._read([(start, stop)], empty_rows(max(0, stop - start), self._schema))
 
-    def _read(self, runs: list[tuple[int, int]], size: int) -> Rows:
-        """Copy runs of consecutive rows, `size` rows altogether, one run after the other."""
-        target = empty_rows(size, len(self._schema.dense), len(self._schema.one_hot))
+    def _read(self, runs: list[tuple[int, int]], target: Rows) -> Rows:
+        """Fill `target` with runs of consecutive rows, one after the other; adds the lists."""
         lists: list[list[Lists]] = []
         at = 0
         for start, stop in runs:

@@ -1,6 +1,7 @@
 """Shards: uncompressed Arrow IPC files, written atomically and read through a memory map."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from dqrm.data.manifest import ShardInfo
-from dqrm.data.rows import Lists, Rows
+from dqrm.data.rows import Lists, PackedRows, Rows
 from dqrm.data.schema import Schema
 
 
@@ -163,19 +164,25 @@ def check_size(folder: Path, info: ShardInfo) -> None:
         )
 
 
-def empty_rows(num_rows: int, num_dense: int, num_one_hot: int) -> Rows:
-    """Uninitialised rows without lists, to be filled."""
+def empty_rows(num_rows: int, schema: Schema) -> Rows:
+    """Uninitialised rows without lists, to be filled; each column lies in one place."""
     return Rows(
         np.empty(num_rows, np.float32),
-        np.empty((num_dense, num_rows), np.float32),
-        np.empty((num_one_hot, num_rows), np.int32),
+        np.empty((len(schema.dense), num_rows), np.float32),
+        np.empty((len(schema.one_hot), num_rows), np.int32),
     )
+
+
+def empty_packed_rows(num_rows: int, schema: Schema) -> Rows:
+    """The same, each row in one place: to be taken in random order."""
+    num_columns = 1 + len(schema.dense) + len(schema.one_hot)
+    return PackedRows.of(np.empty((num_rows, num_columns), np.int32), len(schema.dense))
 
 
 def with_lists(rows: Rows, parts: list[list[Lists]], num_lists: int) -> Rows:
     """`rows` with their multi-hot columns: parts[p][m] is column m of the p-th run of rows."""
     columns = ([part[m] for part in parts] for m in range(num_lists))
-    return Rows(rows.label, rows.dense, rows.one_hot, tuple(map(Lists.concat, columns)))
+    return replace(rows, lists=tuple(map(Lists.concat, columns)))
 
 
 def _array(values: Any, kind: Any) -> Any:
