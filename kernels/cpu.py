@@ -69,7 +69,7 @@ def isa_level() -> str:
 def announce_fallback() -> None:
     """Say once, through logging, that plain Python does the work, and what that costs."""
     _log.warning(
-        "compiled kernels cannot be used (%s): text is parsed in plain Python, some 200 times "
+        "compiled kernels cannot be used (%s): text is parsed in plain Python, hundreds of times "
         "slower; a C++20 compiler and `pip install .` give them",
         unavailable_reason(),
     )

@@ -44,7 +44,7 @@ class _Categories:
 def parse_delimited_reference(
     buffer: ByteBuffer, plan: Plan, *, max_malformed: int = 1000
 ) -> ParsedRows:
-    """Same as parse_delimited, some 200 times slower."""
+    """Same as parse_delimited, hundreds of times slower."""
     label, time = array("f"), array("d")
     dense = [array("f") for _ in plan.positions(Role.DENSE)]
     one_hot = [_Categories(plan.fields[i].buckets) for i in plan.positions(Role.CATEGORICAL)]
