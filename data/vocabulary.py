@@ -155,8 +155,9 @@ def _write_remap(
     """Write the ids of the keys of all shards, in their order."""
     starts = np.cumsum([0, *(record.length(name) for record in records)])
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    order = range_order(vocabulary)
-    ordered = vocabulary[order]
+    # A range of one part needs no order.
+    order = range_order(vocabulary) if parts > 1 else np.arange(len(vocabulary))
+    ordered = vocabulary[order] if parts > 1 else vocabulary
     remap = np.zeros(0, np.int32)
     if starts[-1]:  # There is no map of nothing.
         remap = np.memmap(temporary, np.int32, "w+", shape=(int(starts[-1]),))
