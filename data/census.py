@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from dqrm.data.config import PrepareConfig, TimeSplit
-from dqrm.data.manifest import FORMAT_VERSION, MANIFEST_FILE
+from dqrm.data.manifest import FORMAT_VERSION, read_manifest
 from dqrm.data.prepare import prepare
 from dqrm.data.schema import CategoricalColumn, DenseColumn, Schema
 
@@ -60,8 +60,10 @@ def cached_census() -> Path:
     content = hashlib.sha256(EXAMPLE_FILE.read_bytes())
     content.update(f"{FORMAT_VERSION} {config.model_dump_json()}".encode())
     folder = _cache_root() / f"census-{content.hexdigest()[:16]}"
-    if (folder / MANIFEST_FILE).is_file():
+    if _readable(folder):
         return folder
+    # What cannot be read there, a cut-short copy or another version's, makes room.
+    shutil.rmtree(folder, ignore_errors=True)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
@@ -77,11 +79,19 @@ def cached_census() -> Path:
             work.rename(folder)
         except OSError:
             # A folder that is not empty cannot be replaced: another process was first.
-            if not (folder / MANIFEST_FILE).is_file():
+            if not _readable(folder):
                 raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return folder
+
+
+def _readable(folder: Path) -> bool:
+    try:
+        read_manifest(folder)
+    except ValueError:
+        return False
+    return True
 
 
 def _cache_root() -> Path:

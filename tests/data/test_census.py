@@ -123,3 +123,11 @@ def test_a_folder_named_census_is_opened_as_a_folder(
     Path("census").mkdir()
     with pytest.raises(ValueError, match=r"no dataset\.json in it"):
         PreparedDataset.open("census")
+
+
+def test_a_damaged_cache_is_prepared_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DQRM_CACHE", str(tmp_path))
+    folder = cached_census()
+    digest = PreparedDataset.open(folder).digest
+    (folder / "dataset.json").write_text('{"version": 1}')
+    assert PreparedDataset.open("census").digest == digest
