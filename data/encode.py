@@ -10,8 +10,9 @@ import numpy.typing as npt
 
 from dqrm.data.batch import Batch, make_batch
 from dqrm.data.columnar import local_rows
+from dqrm.data.files import write_json
 from dqrm.data.local import Remap, table_columns, to_global
-from dqrm.data.manifest import VOCABULARY_FOLDER, read_manifest, write_json
+from dqrm.data.manifest import VOCABULARY_FOLDER, read_manifest
 from dqrm.data.schema import Schema
 from dqrm.data.vocabulary import load_keys, save_keys
 from dqrm.kernels.keys import KeyIndex

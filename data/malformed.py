@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dqrm.data.files import new_file
 from dqrm.data.splits import ShardKey
 
 _SHOWN = 5
@@ -72,10 +73,8 @@ def too_many(
 
 def write_malformed(path: Path, lines: Sequence[MalformedLine]) -> None:
     """Write a tab-separated file: file, line, reason."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with new_file(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.write("file\tline\treason\n")
         file.writelines(
             f"{bad.file}\t{bad.line}\t{' '.join(bad.reason.split())}\n" for bad in lines
         )
-    temporary.replace(path)

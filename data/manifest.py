@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from dqrm.data.files import write_json
 from dqrm.data.schema import Schema
 
 FORMAT_VERSION = 1
@@ -212,20 +212,6 @@ class Manifest(_Strict):
 def _digest(content: Mapping[str, Any]) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file under a temporary name, flush it to disk, then rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_manifest(folder: Path) -> Manifest:

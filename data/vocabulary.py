@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from dqrm.data.files import new_file
 from dqrm.data.records import Record
 from dqrm.data.schema import CategoricalColumn, Schema
 from dqrm.kernels.keys import KeyIndex, encode_keys
@@ -184,15 +185,8 @@ def read_remap(path: Path, start: int, count: int) -> npt.NDArray[np.int32]:
 
 def save_keys(path: Path, keys: U64) -> None:
     """Write keys, uint64 [size], as a .npy file: complete or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, keys.astype("<u8"), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with new_file(path) as temporary, temporary.open("wb") as file:
+        np.save(file, keys.astype("<u8"), allow_pickle=False)
 
 
 def load_keys(path: Path) -> U64:

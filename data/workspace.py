@@ -14,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from dqrm.data.manifest import MANIFEST_FILE, SPLITS, VOCABULARY_FOLDER, WORK_FOLDER, write_json
+from dqrm.data.files import write_json
+from dqrm.data.manifest import MANIFEST_FILE, SPLITS, VOCABULARY_FOLDER, WORK_FOLDER
 
 MALFORMED_FILE = "malformed.tsv"
 _PLAN_FILE = "plan.json"

@@ -76,7 +76,7 @@ def accuracy(
     prepare_threads(config.train.threads)
 
     from dqrm.bench.accuracy import compare_accuracy
-    from dqrm.files import write_json
+    from dqrm.data.files import write_json
     from dqrm.tracking.environment import environment_tags
 
     arms = compare_accuracy(config, seeds, Path(source).stem if source else None)
@@ -128,7 +128,7 @@ def prepare(rows: int, repeats: int, json_file: Path | None) -> None:
     from statistics import median
 
     from dqrm.bench.preparation import compare_preparation
-    from dqrm.files import write_json
+    from dqrm.data.files import write_json
     from dqrm.tracking.environment import environment_tags
 
     contestants, size = compare_preparation(rows, repeats, lambda line: click.echo(line, err=True))

@@ -49,7 +49,7 @@ def cp(name: str, destination: Path | None, force: bool) -> None:
     DESTINATION is a file or a folder; NAME.yaml in this folder when not given.
     """
     from dqrm.configuration import shipped_text
-    from dqrm.files import write_text
+    from dqrm.data.files import write_text
 
     text = shipped_text(name)
     target = destination or Path()

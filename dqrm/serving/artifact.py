@@ -23,8 +23,8 @@ from dqrm import __version__
 from dqrm.compress import grids
 from dqrm.compress.linear import QuantLinear
 from dqrm.data.encode import RowEncoder
+from dqrm.data.files import new_file
 from dqrm.data.schema import Schema
-from dqrm.files import sync
 from dqrm.models.config import ModelConfig
 from dqrm.models.dlrm import DLRM, build_interaction, build_mlp, interaction_width
 from dqrm.models.embedding import EmbeddingBagCollection, Table
@@ -79,14 +79,9 @@ def save_artifact(
     for column, keys in encoder.vocabularies.items():
         tensors[f"vocabulary.{column}"] = torch.from_numpy(keys.copy())
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        save_file(tensors, temporary, metadata={key: json.dumps(header[key]) for key in header})
-        sync(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync(path.parent)
+    metadata = {key: json.dumps(value) for key, value in header.items()}
+    with new_file(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
     return packed_bytes
 
 

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dqrm.files import write_json
+from dqrm.data.files import write_json
 
 FOLDER = "spool"
 _VERSION = 1

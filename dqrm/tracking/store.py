@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from dqrm.files import sync
+from dqrm.data.files import sync
 from dqrm.tracking.errors import Refused, StoreAway, StoreError
 from dqrm.tracking.quiet import import_mlflow
 from dqrm.tracking.spool import RunHeader

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
-from dqrm.files import write_json
+from dqrm.data.files import write_json
 from dqrm.tracking.errors import Refused
 from dqrm.tracking.identity import IDENTITY, RecordedRun
 from dqrm.tracking.models import upload_model

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from dqrm import __version__
 from dqrm.config import RunConfig
 from dqrm.configuration import load, to_yaml
-from dqrm.files import new_folder, write_json
+from dqrm.data.files import new_folder, write_json
 from dqrm.models.dlrm import DLRM
 from dqrm.models.embedding import EmbeddingBagCollection
 from dqrm.training.metrics import Metrics

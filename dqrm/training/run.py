@@ -22,7 +22,7 @@ from dqrm.config import RunConfig
 from dqrm.configuration import to_yaml
 from dqrm.data.dataset import PreparedDataset
 from dqrm.data.encode import RowEncoder
-from dqrm.files import write_json, write_text
+from dqrm.data.files import write_json, write_text
 from dqrm.models.sizes import ModelSizes
 from dqrm.runtime import prepare_threads
 from dqrm.serving.artifact import save_artifact
