@@ -1,6 +1,5 @@
 """Raw rows in memory to a batch, with the vocabularies a model was trained with."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,17 +9,14 @@ import numpy.typing as npt
 
 from dqrm.data.batch import Batch, make_batch
 from dqrm.data.columnar import local_rows
-from dqrm.data.files import write_json
 from dqrm.data.local import Remap, table_columns, to_global
 from dqrm.data.manifest import VOCABULARY_FOLDER, read_manifest
 from dqrm.data.schema import Schema
-from dqrm.data.vocabulary import load_keys, save_keys
+from dqrm.data.vocabulary import load_keys
 from dqrm.kernels.keys import KeyIndex
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SCHEMA_FILE = "schema.json"
 
 
 class RowEncoder:
@@ -89,30 +85,6 @@ class RowEncoder:
             for index, keys in zip(self._indices, local.keys, strict=True)
         ]
         return make_batch(to_global(local.rows, tuple(remaps)), schema)
-
-    def save(self, folder: str | Path) -> None:
-        """Write schema.json and the vocabularies into `folder`, made if missing."""
-        target = Path(folder) / VOCABULARY_FOLDER
-        target.mkdir(parents=True, exist_ok=True)
-        for column in self.schema.categorical:
-            if column.hash_buckets is None:
-                save_keys(target / column.vocabulary_file, self.vocabularies[column.name])
-        write_json(Path(folder) / SCHEMA_FILE, self.schema.model_dump(mode="json"))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "RowEncoder":
-        """Read what `save` wrote.
-
-        Raises:
-            ValueError: a file is missing or damaged.
-        """
-        path = Path(folder) / SCHEMA_FILE
-        try:
-            schema = Schema.model_validate(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{path}: not a readable encoder ({reason})") from None
-        return cls(schema, _load_vocabularies(Path(folder), schema))
 
 
 def _load_vocabularies(folder: Path, schema: Schema) -> dict[str, npt.NDArray[np.uint64]]:
