@@ -18,7 +18,7 @@ train: $(VENV)/.ready
 	$(BIN)/dqrm train --config census $(ARGS)
 
 test: $(VENV)/.ready
-	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	DQRM_REQUIRE_KERNELS=1 $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

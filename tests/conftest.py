@@ -59,3 +59,11 @@ def clicks_data(clicks_frame, tmp_path_factory):
     )
     prepare(clicks_frame, folder, config)
     return folder
+
+
+def pytest_sessionstart() -> None:
+    """Where the compiled kernels are promised, do not let their tests skip for want of them."""
+    from dqrm.kernels.cpu import native_available, unavailable_reason
+
+    if os.environ.get("DQRM_REQUIRE_KERNELS") == "1" and not native_available():
+        raise pytest.UsageError(f"the compiled kernels are missing: {unavailable_reason()}")
