@@ -10,7 +10,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # A build with GPU support is gigabytes larger; only Linux wheels come in two kinds.
 TORCH := torch==$(TORCH_VERSION)$(if $(filter Linux,$(shell uname -s)),+cpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-NATIVE := kernels/CMakeLists.txt $(wildcard kernels/native/*)
+NATIVE := kernels/CMakeLists.txt $(wildcard kernels/native/*.* kernels/native/*/*)
 
 .PHONY: train test lint format clean
 

@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../common/level.h"
+
 namespace dqrm {
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
@@ -35,8 +37,6 @@ struct Rows {
 };
 
 struct Loops {
-  const char* name;
-
   // Finds delimiters and newlines from the start of text until max_newlines, until fewer than 64
   // places are left in `ends`, or until its end.
   void (*scan)(const uint8_t* text, size_t bytes, uint8_t delimiter, Scan* scan);
@@ -68,10 +68,6 @@ struct Loops {
   uint32_t (*count_empty)(const uint32_t* lengths, uint32_t count);
 };
 
-extern const Loops kScalarLoops;
-#ifdef DQRM_X86
-extern const Loops kAvx2Loops;
-extern const Loops kAvx512Loops;
-#endif
+DQRM_DECLARE_LOOPS(Loops, text_loops)
 
 }  // namespace dqrm

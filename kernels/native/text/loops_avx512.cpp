@@ -33,10 +33,9 @@ inline void append_positions(uint64_t bits, uint32_t at, uint32_t* out) {
 #include "loops.inl"
 
 }  // namespace
-}  // namespace avx512
 
-const Loops kAvx512Loops = {"avx512",         avx512::scan,   avx512::extract,
-                            avx512::hash,     avx512::digits, avx512::look_up,
-                            avx512::to_float, avx512::bucket, avx512::count_empty};
+const Loops text_loops = {scan, extract, hash, digits, look_up, to_float, bucket, count_empty};
+
+}  // namespace avx512
 
 }  // namespace dqrm

@@ -36,10 +36,9 @@ inline void append_positions(uint64_t bits, uint32_t at, uint32_t* out) {
 #include "loops.inl"
 
 }  // namespace
-}  // namespace scalar
 
-const Loops kScalarLoops = {"scalar",        scalar::scan,     scalar::extract,
-                            scalar::hash,    scalar::digits,   scalar::look_up,
-                            scalar::to_float, scalar::bucket,  scalar::count_empty};
+const Loops text_loops = {scan, extract, hash, digits, look_up, to_float, bucket, count_empty};
+
+}  // namespace scalar
 
 }  // namespace dqrm

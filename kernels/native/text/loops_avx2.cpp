@@ -39,10 +39,9 @@ inline void append_positions(uint64_t bits, uint32_t at, uint32_t* out) {
 #include "loops.inl"
 
 }  // namespace
-}  // namespace avx2
 
-const Loops kAvx2Loops = {"avx2",         avx2::scan,   avx2::extract,
-                          avx2::hash,     avx2::digits, avx2::look_up,
-                          avx2::to_float, avx2::bucket, avx2::count_empty};
+const Loops text_loops = {scan, extract, hash, digits, look_up, to_float, bucket, count_empty};
+
+}  // namespace avx2
 
 }  // namespace dqrm

@@ -1,0 +1,79 @@
+// Vectors of the width of the level this file is compiled for, in GCC's and Clang's own notation:
+// the same source becomes AVX-512, AVX2, or what any other processor has.
+//
+// For files named *_loops.cpp only; see level.h. Multiplication and addition are not contracted
+// (-ffp-contract=off): results that are to be equal bit for bit at every level may use only
+// element-wise operations; fma() is for those that are not.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
+
+namespace dqrm {
+namespace DQRM_LEVEL {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float F32 __attribute__((vector_size(4 * kLanes)));
+typedef int32_t I32 __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t U32 __attribute__((vector_size(4 * kLanes)));
+
+inline F32 load(const float* from) {
+  F32 value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
+inline void store(float* to, F32 value) { __builtin_memcpy(to, &value, sizeof value); }
+
+inline F32 all(float value) { return value - F32{}; }
+
+inline F32 min(F32 a, F32 b) { return a < b ? a : b; }
+inline F32 max(F32 a, F32 b) { return a > b ? a : b; }
+
+inline F32 abs(F32 a) { return F32(U32(a) & 0x7FFFFFFFu); }
+
+inline F32 fma(F32 a, F32 b, F32 c) {
+#if defined(__AVX512F__)
+  return F32(_mm512_fmadd_ps(__m512(a), __m512(b), __m512(c)));
+#elif defined(__AVX2__)
+  return F32(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
+#else
+  return a * b + c;
+#endif
+}
+
+// Whether any lane of a comparison's result is set.
+inline bool any(I32 mask) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask(__m512i(mask)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(__m256(mask)) != 0;
+#else
+  int32_t found = 0;
+  for (int lane = 0; lane < kLanes; ++lane) found |= mask[lane];
+  return found != 0;
+#endif
+}
+
+// Rounds to the nearest integer, ties to even; exact for |a| < 2^22. Adding 1.5 * 2^23 leaves no
+// bits for a fraction.
+inline F32 round_half_even(F32 a) {
+  const F32 magic = all(12582912.0f);
+  return (a + magic) - magic;
+}
+
+}  // namespace
+}  // namespace DQRM_LEVEL
+}  // namespace dqrm
