@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from dqrm.kernels.interaction import dot_interaction
+
 
 class DotInteraction(nn.Module):
     """Inner products of every pair of feature vectors (arXiv 1906.00091, section 2.1.3).
@@ -12,27 +14,30 @@ class DotInteraction(nn.Module):
         itself: also take each vector's product with itself.
     """
 
-    pairs: Tensor
-
     def __init__(self, num_vectors: int, *, itself: bool = False) -> None:
         super().__init__()
-        row, column = torch.tril_indices(num_vectors, num_vectors, offset=0 if itself else -1)
-        self.register_buffer("pairs", row * num_vectors + column, persistent=False)
+        self.num_vectors = num_vectors
+        self.itself = itself
 
     def forward(self, dense: Tensor, pooled: Tensor) -> Tensor:
         """Return the dense vector followed by the pairs' products.
 
         Args:
             dense: [B, D], the bottom MLP's output.
-            pooled: [B, F - 1, D].
+            pooled: [B, F - 1, D]; where it is more precise than dense, as under autocast, so are
+                the sums.
 
         Returns:
-            [B, D + F(F-1)/2], or F(F+1)/2 with ``itself``; pairs in the order of the rows of
-            the lower triangle, as in the reference.
+            [B, D + F(F-1)/2], or F(F+1)/2 with ``itself``, in dense's dtype; pairs in the order
+            of the rows of the lower triangle, as in the reference.
         """
-        vectors = torch.cat([dense.unsqueeze(1), pooled.to(dense.dtype)], dim=1)
-        products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
-        return torch.cat([dense, products.index_select(1, self.pairs)], dim=1)
+        dtype = torch.promote_types(dense.dtype, pooled.dtype)
+        vectors = torch.cat([dense.to(dtype).unsqueeze(1), pooled.to(dtype)], dim=1)
+        return dot_interaction(vectors, itself=self.itself).to(dense.dtype)
+
+    def extra_repr(self) -> str:
+        """Return what repr() adds to the class name."""
+        return f"num_vectors={self.num_vectors}, itself={self.itself}"
 
 
 class ConcatInteraction(nn.Module):

@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "common/levels.h"
+#include "interaction/bindings.h"
 #include "text/bindings.h"
 
 NB_MODULE(_native, module) {
@@ -13,5 +14,6 @@ NB_MODULE(_native, module) {
   module.def("has_avx512_bf16", &has_avx512_bf16);
   module.def("has_avx512_vnni", &has_avx512_vnni);
   module.def("has_amx", &has_amx);
+  bind_interaction(module);
   bind_text(module);
 }

@@ -48,6 +48,16 @@ def test_dot_interaction_equals_the_reference_loops(itself):
     torch.testing.assert_close(out, torch.cat([dense, torch.stack(expected, 1)], 1))
 
 
+@pytest.mark.parametrize("pooled_dtype", [torch.bfloat16, torch.float32])
+def test_dot_interaction_answers_in_the_dtype_of_the_dense_vector(pooled_dtype):
+    torch.manual_seed(0)
+    dense, pooled = torch.randn(5, 4).bfloat16(), torch.randn(5, 3, 4).to(pooled_dtype)
+    out = DotInteraction(4)(dense, pooled)
+    assert out.dtype == torch.bfloat16
+    expected = DotInteraction(4)(dense.double(), pooled.double())
+    torch.testing.assert_close(out.double(), expected, rtol=2**-7, atol=2**-7)
+
+
 @pytest.mark.parametrize(
     "model",
     [{}, {"interaction": "cat"}, {"interaction_itself": True}, {"bottom_mlp": [], "top_mlp": []}],
