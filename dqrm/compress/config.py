@@ -37,6 +37,24 @@ class QuantConfig(Settings):
     skip_last_layer: bool = False
     """Leave the last layer of the top MLP in FP32."""
 
+    storage: Literal["fp32", "bf16", "int8", "int4"] = "fp32"
+    """What embedding rows are kept in while they are trained, rounded stochastically. int8 and
+    int4: codes with a step a row and nothing beside, so these codes are what is packed."""
+
+    @model_validator(mode="after")
+    def _codes_are_what_is_trained(self) -> "QuantConfig":
+        if self.storage not in ("int8", "int4"):
+            return self
+        bits = int(self.storage[3:])
+        others = {self.bits, *self.table_bits.values()} - {bits}
+        if others or self.granularity != "row" or self.ste != "pass":
+            raise ValueError(
+                f"storage={self.storage} trains the packed rows themselves, which have {bits} bits "
+                f"and a step a row: set bits={bits}, no other table_bits, granularity=row and "
+                "ste=pass"
+            )
+        return self
+
     @model_validator(mode="after")
     def _row_scales_have_no_period(self) -> "QuantConfig":
         if self.granularity == "row" and self.scale_period:

@@ -84,6 +84,7 @@ def build_dlrm(
         granularity=quant.granularity,
         scale_period=quant.scale_period,
         ste=quant.ste,
+        storage=quant.storage,
     )
     bot_l = build_mlp(
         [num_dense, *model.bottom_mlp, model.embedding_dim],

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from dqrm.compress import grids
 from dqrm.compress.maxima import MaxTree
+from dqrm.models.row_storage import CodeRows, RoundedRows, StorageKind, make_storage
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ class EmbeddingBagCollection(nn.Module):
         indices     [ 4  7 | 2 ]  [ 0 ] [ 3  3  5 ]
         offsets     [ 0, 2,  3,     4,    7 ]
 
-    A gradient reaches ``weight`` as a sparse tensor of the looked-up rows; :meth:`row_gradient`
-    hands it out with duplicates summed, and whoever writes rows reports them to
-    :meth:`rows_changed`.
+    Rows are read and written through ``storage``, as float32 whatever they are kept in; ``weight``
+    is the tensor it keeps. A gradient reaches ``leaf`` as a sparse tensor of the looked-up rows;
+    :meth:`row_gradient` hands it out with duplicates summed, and whoever writes rows reports them
+    to :meth:`rows_changed`.
 
     Args:
         tables: the tables in the order of the batch.
@@ -62,8 +64,11 @@ class EmbeddingBagCollection(nn.Module):
             scan every T training forwards (arXiv 2410.20046, section 3.2).
         ste: "pass" hands the gradient of a value to its weight; "clip" zeroes it where the
             weight was clamped into the grid.
+        storage: what the rows are kept in. Rows kept as codes are values of their own grid, with
+            one step a row, and are not fake-quantized.
     """
 
+    weight: Tensor
     table_start: Tensor
     largest: Tensor
     quantized: Tensor
@@ -79,6 +84,7 @@ class EmbeddingBagCollection(nn.Module):
         granularity: Literal["table", "row"] = "table",
         scale_period: int = 0,
         ste: Literal["pass", "clip"] = "pass",
+        storage: StorageKind = "fp32",
     ) -> None:
         super().__init__()
         self.tables = tuple(tables)
@@ -89,7 +95,15 @@ class EmbeddingBagCollection(nn.Module):
         self.ste = ste
         counts = torch.tensor([table.num_rows for table in tables], dtype=torch.int64)
         bits = [table.bits for table in tables]
-        self.weight = nn.Parameter(torch.empty(int(counts.sum()), embedding_dim))
+        self.num_rows = int(counts.sum())
+        self.storage = make_storage(storage, self.num_rows, embedding_dim)
+        if isinstance(self.storage, RoundedRows):
+            self.register_buffer("weight", self.storage.tensor)
+            self.register_buffer("clock", self.storage.clock)
+        else:
+            self.weight = nn.Parameter(self.storage.tensor)
+        # A tensor of the rows' shape without memory, for rows that cannot require grad themselves.
+        self._stand_in = torch.zeros(()).expand(self.num_rows, embedding_dim).requires_grad_()
         self.register_buffer("table_start", torch.cumsum(counts, 0) - counts, persistent=False)
         self.register_buffer("largest", grids.largest_codes(bits), persistent=False)
         self.register_buffer(
@@ -97,7 +111,7 @@ class EmbeddingBagCollection(nn.Module):
         )
         self.register_buffer("table_scale", torch.ones(len(bits)))
         self.register_buffer("forwards", torch.zeros((), dtype=torch.int64))
-        self._any_quantized = any(b != 32 for b in bits)
+        self._any_quantized = any(b != 32 for b in bits) and not self.storage.on_grid
         self._all_quantized = all(b != 32 for b in bits)
         self.maxima = (
             MaxTree([table.num_rows for table in tables])
@@ -106,16 +120,25 @@ class EmbeddingBagCollection(nn.Module):
         )
         self.reset_parameters()
 
+    @property
+    def leaf(self) -> Tensor:
+        """The tensor of shape [R, D] whose ``grad`` a backward fills; its values mean nothing."""
+        return self.weight if self.weight.requires_grad else self._stand_in
+
     def reset_parameters(self) -> None:
         """Draw every table from U(-sqrt(1/rows), sqrt(1/rows)), as the reference DLRM does."""
-        with torch.no_grad():
-            for table, rows in zip(self.tables, self.table_rows(), strict=True):
-                bound = table.num_rows**-0.5
-                rows.uniform_(-bound, bound)
+        for table, start in zip(self.tables, self.table_start.tolist(), strict=True):
+            bound = table.num_rows**-0.5
+            # By blocks: a table that is kept in few bits never exists in FP32.
+            end = start + table.num_rows
+            for begin in range(start, end, 1 << 16):
+                rows = torch.arange(begin, min(begin + (1 << 16), end))
+                values = torch.empty(rows.numel(), self.embedding_dim).uniform_(-bound, bound)
+                self.storage.write(rows, values)
         self.refresh_scales()
 
     def table_rows(self) -> list[Tensor]:
-        """Return the weights of each table, views of shape [rows, D]."""
+        """Return what is kept of each table, views of ``weight``."""
         return list(torch.split(self.weight.detach(), [table.num_rows for table in self.tables]))
 
     def refresh_scales(self) -> None:
@@ -126,7 +149,7 @@ class EmbeddingBagCollection(nn.Module):
         elif self._any_quantized and self.granularity == "table":
             # aminmax makes no temporary of the table's size, abs().amax() would.
             bounds = [torch.aminmax(rows) for rows in self.table_rows()]
-            max_abs = torch.stack([torch.maximum(-low, high) for low, high in bounds])
+            max_abs = torch.stack([torch.maximum(-low, high) for low, high in bounds]).float()
         else:
             return
         self.table_scale.copy_(grids.scale_of(max_abs, self.largest))
@@ -143,7 +166,7 @@ class EmbeddingBagCollection(nn.Module):
     def rows_changed(self, rows: Tensor) -> None:
         """Keep the exact scales exact after ``rows`` (int64 [U], distinct) were written."""
         if self.maxima is not None:
-            self.maxima.update(rows, self.weight.detach()[rows], self.table_start)
+            self.maxima.update(rows, self.storage.read(rows), self.table_start)
             self.table_scale.copy_(grids.scale_of(self.maxima.table_max, self.largest))
 
     def row_scale(self, values: Tensor, table: Tensor) -> Tensor:
@@ -178,22 +201,24 @@ class EmbeddingBagCollection(nn.Module):
         bag_of_index, table_of_index = bag_layout(indices, offsets, len(self.tables))
         check_ids(indices, table_of_index, self.tables)
         rows = indices.to(torch.int64) + self.table_start[table_of_index]
-        pooled: Tensor = _Lookup.apply(
-            self.weight, self, rows, table_of_index, offsets, bag_of_index
-        )  # type: ignore[no-untyped-call]
+        pooled: Tensor = _Lookup.apply(self.leaf, self, rows, table_of_index, offsets, bag_of_index)  # type: ignore[no-untyped-call]
         batch = pooled.shape[0] // len(self.tables)
         return pooled.view(len(self.tables), batch, self.embedding_dim).transpose(0, 1)
 
     def row_gradient(self) -> RowGradient | None:
         """Return the gradient of the last backward with duplicate rows summed, or None."""
-        gradient = self.weight.grad
+        gradient = self.leaf.grad
         if gradient is None:
             return None
         return merge_rows(gradient._indices()[0], gradient._values())
 
     def codes(self, table: int) -> tuple[Tensor, Tensor]:
         """Return one table's codes (float32 [rows, D]) and scales (float32 [1] or [rows])."""
-        values = self.table_rows()[table]
+        start = int(self.table_start[table])
+        rows = torch.arange(start, start + self.tables[table].num_rows)
+        if isinstance(self.storage, CodeRows):
+            return self.storage.codes(rows)
+        values = self.storage.read(rows)
         scale = self.row_scale(values, torch.full((len(values),), table))
         codes = grids.quantize(values, scale, self.largest[table])
         return codes, self.table_scale[table : table + 1] if self.granularity == "table" else scale[
@@ -204,7 +229,7 @@ class EmbeddingBagCollection(nn.Module):
         """Return what repr() adds to the class name."""
         bits = sorted({table.bits for table in self.tables})
         return (
-            f"{len(self.tables)} tables, {self.weight.shape[0]} rows, "
+            f"{len(self.tables)} tables, {self.num_rows} rows in {self.weight.dtype}, "
             f"embedding_dim={self.embedding_dim}, bits={bits}, granularity={self.granularity}"
         )
 
@@ -215,15 +240,15 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        weight: Tensor,
+        leaf: Tensor,
         collection: EmbeddingBagCollection,
         rows: Tensor,
         table: Tensor,
         offsets: Tensor | None,
         bag: Tensor | None,
     ) -> Tensor:
-        values = weight.index_select(0, rows)
-        ctx.shape, ctx.rows, ctx.bag, ctx.lengths, ctx.mask = weight.shape, rows, bag, None, None
+        values = collection.storage.read(rows)
+        ctx.shape, ctx.rows, ctx.bag, ctx.lengths, ctx.mask = leaf.shape, rows, bag, None, None
         if collection._any_quantized:
             scale = collection.row_scale(values, table)
             largest = collection.largest[table, None]

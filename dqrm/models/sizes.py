@@ -9,6 +9,7 @@ from dqrm.compress.grids import packed_row_bytes
 from dqrm.compress.maxima import tree_nodes
 from dqrm.models.config import ModelConfig
 from dqrm.models.dlrm import interaction_width, table_bits
+from dqrm.models.row_storage import stored_row_bytes
 from dqrm.training.config import OptimConfig
 
 
@@ -66,13 +67,17 @@ def model_sizes(
             else:
                 packed += fan_out * (packed_row_bytes(fan_in, quant.mlp_bits) + 4 + 4)
     fp32 = 4 * (rows * dim + parameters)
-    state = {"sgd": 0, "adagrad": 4 * (rows + parameters), "adam": 2 * fp32}[optim.name]
+    table_bytes = rows * stored_row_bytes(quant.storage, dim)
+    # One number a row or two an element, in what the storage lets the optimizer keep.
+    per_row = {"sgd": 0, "adagrad": 1, "adam": 2 * dim}[optim.name]
+    per_parameter = {"sgd": 0, "adagrad": 1, "adam": 2}[optim.name]
+    state = rows * per_row * (4 if quant.storage == "fp32" else 2) + 4 * parameters * per_parameter
     exact = quant.granularity == "table" and not quant.scale_period and min(bits) < 32
     maxima = 4 * tree_nodes([count for _, count in tables]) if exact else 0
     return ModelSizes(
         fp32_bytes=fp32,
         packed_bytes=packed,
-        training_bytes=fp32 + state + maxima,
+        training_bytes=table_bytes + 4 * parameters + state + maxima,
         embedding_rows=rows,
         mlp_parameters=parameters,
     )

@@ -137,7 +137,7 @@ def _pack_tables(collection: EmbeddingBagCollection) -> dict[str, Tensor]:
         zip(collection.tables, collection.table_rows(), strict=True)
     ):
         if table.bits == 32:
-            tensors[f"emb_l.{table.name}.codes"] = rows.clone()
+            tensors[f"emb_l.{table.name}.codes"] = rows.to(torch.float32, copy=True)
             continue
         codes, scale = collection.codes(number)
         tensors[f"emb_l.{table.name}.codes"] = grids.pack(codes, table.bits)

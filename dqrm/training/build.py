@@ -1,5 +1,7 @@
 """The model and its sizes for a configuration and a prepared data set."""
 
+import torch
+
 from dqrm.config import RunConfig
 from dqrm.data.dataset import PreparedDataset
 from dqrm.models.dlrm import DLRM, build_dlrm
@@ -17,9 +19,9 @@ def build_model(config: RunConfig, dataset: PreparedDataset) -> DLRM:
         config.model, config.quant, num_dense=dataset.num_dense, tables=_tables(dataset)
     )
     assert isinstance(model.emb_l, EmbeddingBagCollection)
-    for table, rows in zip(dataset.tables, model.emb_l.table_rows(), strict=True):
-        if not table.hashed:
-            rows[0] = 0.0
+    hashed = torch.tensor([table.hashed for table in dataset.tables])
+    unknown = model.emb_l.table_start[~hashed]
+    model.emb_l.storage.write(unknown, torch.zeros(unknown.numel(), model.emb_l.embedding_dim))
     model.emb_l.refresh_scales()
     return model
 

@@ -37,7 +37,7 @@ class Optimizer:
             raise TypeError("a packed model cannot be trained; load a checkpoint instead")
         self.config = config
         self.collection = model.emb_l
-        self.names = [n for n, p in model.named_parameters() if p is not self.collection.weight]
+        self.names = [n for n, p in model.named_parameters() if p is not self.collection.leaf]
         by_name = dict(model.named_parameters())
         self._parameters = [by_name[name] for name in self.names]
         self.dense = _dense_optimizer(self._parameters, config)
@@ -46,7 +46,7 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Drop all gradients."""
         self.dense.zero_grad(set_to_none=True)
-        self.collection.weight.grad = None
+        self.collection.leaf.grad = None
 
     def step(self, step: int) -> None:
         """Apply the gradients of the last backward at the rate of ``step`` (0-based)."""

@@ -1,7 +1,8 @@
 """Optimizers of embedding rows: only the rows a batch touched are read and written.
 
 Each takes a RowGradient, duplicates already summed, and keeps its state in tensors that index
-like the collection's storage. Symbols as in dqrm.models.embedding.
+like the collection's rows: float32, or bfloat16 where the rows are kept in less than FP32.
+Symbols as in dqrm.models.embedding.
 """
 
 from abc import ABC, abstractmethod
@@ -36,12 +37,13 @@ class RowOptimizer(ABC):
     @torch.no_grad()
     def step(self, gradient: RowGradient, lr: float) -> None:
         """Update the rows of ``gradient`` at rate ``lr`` and keep the scales exact."""
-        weight = self.collection.weight
-        values = weight[gradient.rows]
-        values -= lr * self._update(gradient.rows, gradient.values)
+        storage = self.collection.storage
+        storage.begin_step()
+        before = storage.read(gradient.rows)
+        values = before - lr * self._update(gradient.rows, gradient.values)
         if self.config.embedding_weight_decay:
-            values -= lr * self.config.embedding_weight_decay * weight[gradient.rows]
-        weight[gradient.rows] = values
+            values -= lr * self.config.embedding_weight_decay * before
+        storage.write(gradient.rows, values)
         self.collection.rows_changed(gradient.rows)
 
 
@@ -64,15 +66,16 @@ class RowAdagrad(RowOptimizer):
 
     def __init__(self, collection: EmbeddingBagCollection, config: OptimConfig) -> None:
         super().__init__(collection, config)
-        self._sum = torch.zeros(collection.weight.shape[0])
+        self._sum = torch.zeros(collection.num_rows, dtype=collection.storage.state_dtype)
 
     def state(self) -> dict[str, Tensor]:
-        """Return ``sum``, float32 [R]."""
+        """Return ``sum``, [R]."""
         return {"sum": self._sum}
 
     def _update(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        total = self._sum[rows] + gradient.square().mean(dim=1)
-        self._sum[rows] = total
+        storage = self.collection.storage
+        total = storage.read_state(self._sum, rows) + gradient.square().mean(dim=1)
+        storage.write_state(self._sum, rows, total, first=storage.dim)
         return gradient / (total.sqrt() + self.config.eps).unsqueeze(1)
 
 
@@ -84,21 +87,24 @@ class RowAdam(RowOptimizer):
 
     def __init__(self, collection: EmbeddingBagCollection, config: OptimConfig) -> None:
         super().__init__(collection, config)
-        self._first = torch.zeros_like(collection.weight.detach())
-        self._second = torch.zeros_like(collection.weight.detach())
+        shape = collection.num_rows, collection.embedding_dim
+        self._first = torch.zeros(shape, dtype=collection.storage.state_dtype)
+        self._second = torch.zeros(shape, dtype=collection.storage.state_dtype)
         self._steps = torch.zeros((), dtype=torch.int64)
 
     def state(self) -> dict[str, Tensor]:
-        """Return ``first`` and ``second`` (float32 [R, D]) and ``steps`` (int64 scalar)."""
+        """Return ``first`` and ``second`` ([R, D]) and ``steps`` (int64 scalar)."""
         return {"first": self._first, "second": self._second, "steps": self._steps}
 
     def _update(self, rows: Tensor, gradient: Tensor) -> Tensor:
         beta1, beta2 = self.config.betas
         self._steps += 1
         steps = int(self._steps)
-        first = torch.lerp(gradient, self._first[rows], beta1)
-        second = torch.lerp(gradient.square(), self._second[rows], beta2)
-        self._first[rows], self._second[rows] = first, second
+        storage, dim = self.collection.storage, self.collection.embedding_dim
+        first = torch.lerp(gradient, storage.read_state(self._first, rows), beta1)
+        second = torch.lerp(gradient.square(), storage.read_state(self._second, rows), beta2)
+        storage.write_state(self._first, rows, first, first=dim)
+        storage.write_state(self._second, rows, second, first=2 * dim)
         corrected = (second / (1 - beta2**steps)).sqrt_().add_(self.config.eps)
         return first / (1 - beta1**steps) / corrected
 

@@ -25,6 +25,10 @@ VARIANTS = {
     "fp32": {"bits": 32, "mlp_bits": 32},
     "mixed": {"table_bits": {"user": 32, "tags": 8}, "skip_first_layer": True},
     "period": {"scale_period": 5, "skip_last_layer": True},
+    "bf16-storage": {"storage": "bf16"},
+    "bf16-storage-fp32": {"storage": "bf16", "bits": 32},
+    "int8-storage": {"storage": "int8", "bits": 8, "granularity": "row"},
+    "int4-storage": {"storage": "int4", "bits": 4, "granularity": "row"},
 }
 
 

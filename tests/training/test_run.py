@@ -121,8 +121,16 @@ def read_config(result):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"optim__name": "adam"}, {"optim__name": "adagrad", "quant__scale_period": 7}],
-    ids=["adam-exact-scales", "adagrad-periodic-scales"],
+    [
+        {"optim__name": "adam"},
+        {"optim__name": "adagrad", "quant__scale_period": 7},
+        {"optim__name": "adam", "quant__storage": "bf16"},
+        {
+            "optim__name": "adagrad",
+            "quant": {"storage": "int8", "bits": 8, "granularity": "row"},
+        },
+    ],
+    ids=["adam-exact-scales", "adagrad-periodic-scales", "adam-bf16-rows", "adagrad-int8-rows"],
 )
 def test_kill_9_then_resume_equals_an_unbroken_run(clicks_data, tmp_path, changes):
     whole = run(clicks_data, tmp_path / "whole", **changes)
