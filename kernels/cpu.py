@@ -67,10 +67,10 @@ def isa_level() -> str:
 
 @cache
 def announce_fallback() -> None:
-    """Say once, through logging, that plain Python does the work, and what that costs."""
+    """Say once, through logging, that plain code does the work, and what that costs."""
     _log.warning(
-        "compiled kernels cannot be used (%s): text is parsed in plain Python, hundreds of times "
-        "slower; a C++20 compiler and `pip install .` give them",
+        "compiled kernels cannot be used (%s): plain Python and torch operators do their work, "
+        "tens to hundreds of times slower; a C++20 compiler and `pip install .` give them",
         unavailable_reason(),
     )
 

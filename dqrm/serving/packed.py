@@ -1,12 +1,13 @@
 """Embedding tables held as packed codes, with the arithmetic of the training forward."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from dqrm.compress import grids
-from dqrm.models.embedding import Table, bag_layout, check_ids, pool
+from dqrm.kernels.packed import PackedTables
+from dqrm.models.embedding import Table
 
 
 class PackedEmbeddingBags(nn.Module):
@@ -29,7 +30,7 @@ class PackedEmbeddingBags(nn.Module):
         codes: Sequence[Tensor],
         scales: Sequence[Tensor | None],
         embedding_dim: int,
-        pooling: str,
+        pooling: Literal["sum", "mean"],
     ) -> None:
         super().__init__()
         self.tables = tuple(tables)
@@ -38,26 +39,48 @@ class PackedEmbeddingBags(nn.Module):
         for number, (packed, scale) in enumerate(zip(codes, scales, strict=True)):
             self.register_buffer(f"codes{number}", packed)
             self.register_buffer(f"scale{number}", scale)
+        self._held: PackedTables | None = None
 
     def forward(self, indices: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Return [B, T, D]; arguments and errors as in EmbeddingBagCollection."""
-        _, table_of_index = bag_layout(indices, offsets, len(self.tables))
-        check_ids(indices, table_of_index, self.tables)
-        counts = torch.bincount(table_of_index, minlength=len(self.tables)).tolist()
-        rows = [
-            self._rows(number, ids)
-            for number, ids in enumerate(torch.split(indices.to(torch.int64), counts))
-        ]
-        values = torch.cat(rows)
-        pooled = values if offsets is None else pool(values, offsets, self.pooling)
-        batch = pooled.shape[0] // len(self.tables)
-        return pooled.view(len(self.tables), batch, self.embedding_dim).transpose(0, 1)
+        if torch.compiler.is_compiling():
+            codes, scales, bits, names = self._arrays()
+            pooled: Tensor = torch.ops.dqrm.packed_embedding_bag(
+                codes, scales, bits, names, self.embedding_dim, self.pooling, indices, offsets
+            )
+            return pooled
+        return self.packed_tables().look_up(indices, offsets)
 
-    def _rows(self, number: int, ids: Tensor) -> Tensor:
-        packed = self.get_buffer(f"codes{number}")[ids]
-        bits = self.tables[number].bits
-        if bits == 32:
-            return packed
-        scale = self.get_buffer(f"scale{number}")
-        codes = grids.unpack(packed, bits, self.embedding_dim)
-        return grids.dequantize(codes, scale if scale.numel() == 1 else scale[ids, None])
+    def forward_reference(self, indices: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Return what forward does, by torch operators."""
+        return self.packed_tables().look_up_reference(indices, offsets)
+
+    def packed_tables(self) -> PackedTables:
+        """Return the tables as one object for calls with preallocated outputs."""
+        if self._held is None:
+            codes, scales, bits, names = self._arrays()
+            self._held = PackedTables(codes, scales, bits, names, self.embedding_dim, self.pooling)
+        return self._held
+
+    def _arrays(self) -> tuple[list[Tensor], list[Tensor | None], list[int], list[str]]:
+        numbers = range(len(self.tables))
+        return (
+            [self.get_buffer(f"codes{number}") for number in numbers],
+            [getattr(self, f"scale{number}") for number in numbers],
+            [table.bits for table in self.tables],
+            [table.name for table in self.tables],
+        )
+
+    # The held object reads the buffers of the moment it was made.
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._held = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        self._held = None
+        super()._load_from_state_dict(*args, **options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_held": None}

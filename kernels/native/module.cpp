@@ -5,6 +5,7 @@
 
 #include "common/levels.h"
 #include "interaction/bindings.h"
+#include "packed/bindings.h"
 #include "text/bindings.h"
 
 NB_MODULE(_native, module) {
@@ -15,5 +16,6 @@ NB_MODULE(_native, module) {
   module.def("has_avx512_vnni", &has_avx512_vnni);
   module.def("has_amx", &has_amx);
   bind_interaction(module);
+  bind_packed(module);
   bind_text(module);
 }
