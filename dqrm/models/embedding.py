@@ -6,15 +6,17 @@ U distinct rows among the looked-up ones.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dqrm.compress import grids
-from dqrm.compress.maxima import MaxTree
-from dqrm.models.row_storage import CodeRows, RoundedRows, StorageKind, make_storage
+from dqrm.kernels.embedding import EmbeddingTables, TableBatch
+from dqrm.kernels.embedding_ops import embedding_lookup
+from dqrm.kernels.embedding_reference import TableBatchReference
+from dqrm.kernels.row_storage import CodeRows, RoundedRows, StorageKind, make_storage
+from dqrm.kernels.tables import RowGradient, TableLayout, merge_rows
 
 
 @dataclass(frozen=True)
@@ -24,15 +26,6 @@ class Table:
     name: str
     num_rows: int
     bits: int
-
-
-class RowGradient(NamedTuple):
-    """Summed gradients of the distinct rows a batch looked up."""
-
-    rows: Tensor
-    """int64 [U], ascending global row numbers."""
-    values: Tensor
-    """float32 [U, D]."""
 
 
 class EmbeddingBagCollection(nn.Module):
@@ -52,8 +45,8 @@ class EmbeddingBagCollection(nn.Module):
 
     Rows are read and written through ``storage``, as float32 whatever they are kept in; ``weight``
     is the tensor it keeps. A gradient reaches ``leaf`` as a sparse tensor of the looked-up rows;
-    :meth:`row_gradient` hands it out with duplicates summed, and whoever writes rows reports them
-    to :meth:`rows_changed`.
+    :meth:`row_gradient` hands it out with duplicates summed. A training loop that needs no
+    autograd calls :meth:`lookup` and the row optimizer's ``update``, one native call each.
 
     Args:
         tables: the tables in the order of the batch.
@@ -71,7 +64,6 @@ class EmbeddingBagCollection(nn.Module):
     weight: Tensor
     table_start: Tensor
     largest: Tensor
-    quantized: Tensor
     table_scale: Tensor
     forwards: Tensor
 
@@ -92,7 +84,6 @@ class EmbeddingBagCollection(nn.Module):
         self.pooling = pooling
         self.granularity = granularity
         self.scale_period = scale_period
-        self.ste = ste
         counts = torch.tensor([table.num_rows for table in tables], dtype=torch.int64)
         bits = [table.bits for table in tables]
         self.num_rows = int(counts.sum())
@@ -106,17 +97,22 @@ class EmbeddingBagCollection(nn.Module):
         self._stand_in = torch.zeros(()).expand(self.num_rows, embedding_dim).requires_grad_()
         self.register_buffer("table_start", torch.cumsum(counts, 0) - counts, persistent=False)
         self.register_buffer("largest", grids.largest_codes(bits), persistent=False)
-        self.register_buffer(
-            "quantized", torch.tensor([b != 32 for b in bits], dtype=torch.bool), persistent=False
-        )
         self.register_buffer("table_scale", torch.ones(len(bits)))
         self.register_buffer("forwards", torch.zeros((), dtype=torch.int64))
-        self._any_quantized = any(b != 32 for b in bits) and not self.storage.on_grid
-        self._all_quantized = all(b != 32 for b in bits)
-        self.maxima = (
-            MaxTree([table.num_rows for table in tables])
-            if self._any_quantized and granularity == "table" and scale_period == 0
-            else None
+        on_grid = self.storage.on_grid
+        self._any_quantized = any(b != 32 for b in bits) and not on_grid
+        self._exact = granularity == "table" and scale_period == 0 and self._any_quantized
+        self._kernel = EmbeddingTables(
+            TableLayout(
+                names=tuple(table.name for table in tables),
+                rows=tuple(table.num_rows for table in tables),
+                largest=tuple(0 if on_grid or b == 32 else grids.largest_code(b) for b in bits),
+                pooling=pooling,
+                granularity=granularity,
+                exact=self._exact,
+                clip=ste == "clip",
+            ),
+            self.storage,
         )
         self.reset_parameters()
 
@@ -141,18 +137,20 @@ class EmbeddingBagCollection(nn.Module):
         """Return what is kept of each table, views of ``weight``."""
         return list(torch.split(self.weight.detach(), [table.num_rows for table in self.tables]))
 
+    @property
+    def kernel(self) -> TableBatch | TableBatchReference:
+        """The loops over this collection's tensors."""
+        return self._kernel.on(self.weight, self.table_scale)
+
     def refresh_scales(self) -> None:
         """Recompute maxima and scales from the weights; call after writing weights wholesale."""
-        if self.maxima is not None:
-            self.maxima.rebuild(self.weight.detach())
-            max_abs = self.maxima.table_max
+        if self._exact:
+            self.kernel.rebuild()
         elif self._any_quantized and self.granularity == "table":
             # aminmax makes no temporary of the table's size, abs().amax() would.
             bounds = [torch.aminmax(rows) for rows in self.table_rows()]
             max_abs = torch.stack([torch.maximum(-low, high) for low, high in bounds]).float()
-        else:
-            return
-        self.table_scale.copy_(grids.scale_of(max_abs, self.largest))
+            self.table_scale.copy_(grids.scale_of(max_abs, self.largest))
 
     def restore_scales(self) -> None:
         """Make the scales fit weights that were loaded together with ``table_scale``.
@@ -160,14 +158,13 @@ class EmbeddingBagCollection(nn.Module):
         Maintained maxima are a function of the weights and are rebuilt; a periodic scale is
         part of what was loaded and stays.
         """
-        if self.maxima is not None:
+        if self._exact:
             self.refresh_scales()
 
     def rows_changed(self, rows: Tensor) -> None:
-        """Keep the exact scales exact after ``rows`` (int64 [U], distinct) were written."""
-        if self.maxima is not None:
-            self.maxima.update(rows, self.storage.read(rows), self.table_start)
-            self.table_scale.copy_(grids.scale_of(self.maxima.table_max, self.largest))
+        """Keep the exact scales exact after ``rows`` (int64 [U]) were written from outside."""
+        if self._exact:
+            self.kernel.rows_changed(rows)
 
     def row_scale(self, values: Tensor, table: Tensor) -> Tensor:
         """Return the scale of each looked-up row, float32 [N, 1].
@@ -180,37 +177,67 @@ class EmbeddingBagCollection(nn.Module):
             return self.table_scale[table].unsqueeze(1)
         return grids.scale_of(values.abs().amax(dim=1, keepdim=True), self.largest[table, None])
 
-    def forward(self, indices: Tensor, offsets: Tensor | None = None) -> Tensor:
+    def forward(
+        self, indices: Tensor, offsets: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         """Look up, quantize and pool.
 
         Args:
             indices: int32 or int64 [N], table-major ids local to their table.
             offsets: int64 [T * B + 1] into indices; None when every bag holds exactly one id,
                 then N = T * B.
+            weights: float32 [N], factor of each id; receives no gradient.
 
         Returns:
             float32 [B, T, D]; empty bags are zero.
 
         Raises:
             IndexError: an id is outside its table; the message names table and id.
+            ValueError: indices and offsets do not describe whole bags of every table.
         """
+        self._count_forward()
+        return embedding_lookup(
+            self.leaf,
+            self.weight,
+            self.table_scale,
+            indices,
+            offsets,
+            weights,
+            self._kernel.handle,
+        )
+
+    def lookup(
+        self,
+        indices: Tensor,
+        offsets: Tensor | None,
+        out: Tensor,
+        weights: Tensor | None = None,
+    ) -> None:
+        """As :meth:`forward` into ``out``, without autograd.
+
+        Args:
+            indices: as in forward, contiguous.
+            offsets: as in forward.
+            out: float32 [B, T, D]; samples may be any distance apart, as in ``buffer[:, 1:]``.
+            weights: as in forward.
+        """
+        self._count_forward()
+        self.kernel.lookup(indices, offsets, out, weights)
+
+    def _count_forward(self) -> None:
         if self.training and self.scale_period:
             if int(self.forwards) % self.scale_period == 0:
                 self.refresh_scales()
             self.forwards += 1
-        bag_of_index, table_of_index = bag_layout(indices, offsets, len(self.tables))
-        check_ids(indices, table_of_index, self.tables)
-        rows = indices.to(torch.int64) + self.table_start[table_of_index]
-        pooled: Tensor = _Lookup.apply(self.leaf, self, rows, table_of_index, offsets, bag_of_index)  # type: ignore[no-untyped-call]
-        batch = pooled.shape[0] // len(self.tables)
-        return pooled.view(len(self.tables), batch, self.embedding_dim).transpose(0, 1)
 
     def row_gradient(self) -> RowGradient | None:
         """Return the gradient of the last backward with duplicate rows summed, or None."""
         gradient = self.leaf.grad
         if gradient is None:
             return None
-        return merge_rows(gradient._indices()[0], gradient._values())
+        rows, values = gradient._indices()[0], gradient._values()
+        # Gradients of two backwards lie one after the other.
+        return RowGradient(rows, values) if gradient.is_coalesced() else merge_rows(rows, values)
 
     def codes(self, table: int) -> tuple[Tensor, Tensor]:
         """Return one table's codes (float32 [rows, D]) and scales (float32 [1] or [rows])."""
@@ -232,108 +259,3 @@ class EmbeddingBagCollection(nn.Module):
             f"{len(self.tables)} tables, {self.num_rows} rows in {self.weight.dtype}, "
             f"embedding_dim={self.embedding_dim}, bits={bits}, granularity={self.granularity}"
         )
-
-
-class _Lookup(torch.autograd.Function):
-    """Gather, fake-quantize, pool; the backward hands the rows' gradients out sparse."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        leaf: Tensor,
-        collection: EmbeddingBagCollection,
-        rows: Tensor,
-        table: Tensor,
-        offsets: Tensor | None,
-        bag: Tensor | None,
-    ) -> Tensor:
-        values = collection.storage.read(rows)
-        ctx.shape, ctx.rows, ctx.bag, ctx.lengths, ctx.mask = leaf.shape, rows, bag, None, None
-        if collection._any_quantized:
-            scale = collection.row_scale(values, table)
-            largest = collection.largest[table, None]
-            hat = grids.dequantize(grids.quantize(values, scale, largest), scale)
-            exempt = None if collection._all_quantized else ~collection.quantized[table, None]
-            if collection.ste == "clip":
-                ctx.mask = grids.inside_grid(values, scale, largest)
-                if exempt is not None:
-                    ctx.mask |= exempt
-            values = hat if exempt is None else torch.where(exempt, values, hat)
-        if offsets is None:
-            return values
-        if collection.pooling == "mean":
-            ctx.lengths = (offsets[1:] - offsets[:-1]).clamp_min(1).unsqueeze(1)
-        return pool(values, offsets, collection.pooling)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        gradient = grad_outputs[0]
-        if ctx.lengths is not None:
-            gradient = gradient / ctx.lengths
-        if ctx.bag is not None:
-            gradient = gradient.index_select(0, ctx.bag)
-        if ctx.mask is not None:
-            gradient = gradient * ctx.mask
-        sparse = torch.sparse_coo_tensor(
-            ctx.rows.unsqueeze(0), gradient, ctx.shape, check_invariants=False
-        )
-        return sparse, None, None, None, None, None
-
-
-def bag_layout(
-    indices: Tensor, offsets: Tensor | None, num_tables: int
-) -> tuple[Tensor | None, Tensor]:
-    """Return the bag of each id (int64 [N]; None for one id a bag) and its table (int64 [N]).
-
-    Raises:
-        ValueError: indices and offsets do not describe whole bags of every table.
-    """
-    if offsets is None:
-        if indices.numel() % num_tables:
-            raise ValueError(
-                f"{indices.numel()} indices do not divide into {num_tables} tables; "
-                "pass offsets for bags of other than one id"
-            )
-        return None, torch.arange(num_tables).repeat_interleave(indices.numel() // num_tables)
-    bags = offsets.numel() - 1
-    if bags < 0 or bags % num_tables or int(offsets[0]) or int(offsets[-1]) != indices.numel():
-        raise ValueError(
-            f"offsets must hold num_tables * batch + 1 numbers from 0 to {indices.numel()}, the "
-            f"number of indices; got {offsets.numel()} numbers for {num_tables} tables"
-        )
-    lengths = offsets.diff()
-    if bags and int(lengths.min()) < 0:
-        bag = int((lengths < 0).nonzero()[0])
-        raise ValueError(f"offsets decrease after bag {bag}")
-    bag_of_index = torch.arange(bags).repeat_interleave(lengths)
-    return bag_of_index, bag_of_index // max(1, bags // num_tables)
-
-
-def check_ids(indices: Tensor, table_of_index: Tensor, tables: Sequence[Table]) -> None:
-    """Raise IndexError naming table and id when an id lies outside its table."""
-    counts = torch.tensor([table.num_rows for table in tables], dtype=torch.int64)
-    bad = (indices < 0) | (indices >= counts[table_of_index])
-    if bool(bad.any()):
-        at = int(bad.nonzero()[0])
-        table = tables[int(table_of_index[at])]
-        raise IndexError(
-            f"id {int(indices[at])} is outside table {table.name!r} of {table.num_rows} rows"
-        )
-
-
-def pool(values: Tensor, offsets: Tensor, pooling: str) -> Tensor:
-    """Pool rows [N, D] into bags [len(offsets) - 1, D], in the order of the ids; empty is zero."""
-    order = torch.arange(values.shape[0])
-    return functional.embedding_bag(order, values, offsets, mode=pooling, include_last_offset=True)
-
-
-def merge_rows(rows: Tensor, values: Tensor) -> RowGradient:
-    """Sum the values of equal rows.
-
-    Args:
-        rows: int64 [N], with repeats.
-        values: float32 [N, D].
-    """
-    distinct, inverse = torch.unique(rows, return_inverse=True)
-    summed = torch.zeros(distinct.numel(), values.shape[1], dtype=values.dtype)
-    return RowGradient(distinct, summed.index_add_(0, inverse, values))

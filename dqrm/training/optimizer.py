@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from dqrm.kernels.tables import RowGradient
 from dqrm.models.dlrm import DLRM
-from dqrm.models.embedding import EmbeddingBagCollection, RowGradient
+from dqrm.models.embedding import EmbeddingBagCollection
 from dqrm.training.config import OptimConfig
-from dqrm.training.row_optimizers import ROW_OPTIMIZERS
+from dqrm.training.row_optimizers import RowOptimizer
 
 
 def rate_factor(step: int, config: OptimConfig) -> float:
@@ -41,7 +42,7 @@ class Optimizer:
         by_name = dict(model.named_parameters())
         self._parameters = [by_name[name] for name in self.names]
         self.dense = _dense_optimizer(self._parameters, config)
-        self.rows = ROW_OPTIMIZERS[config.name](self.collection, config)
+        self.rows = RowOptimizer(self.collection, config)
 
     def zero_grad(self) -> None:
         """Drop all gradients."""

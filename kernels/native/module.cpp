@@ -4,6 +4,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "common/levels.h"
+#include "embedding/bindings.h"
 #include "interaction/bindings.h"
 #include "packed/bindings.h"
 #include "text/bindings.h"
@@ -15,6 +16,7 @@ NB_MODULE(_native, module) {
   module.def("has_avx512_bf16", &has_avx512_bf16);
   module.def("has_avx512_vnni", &has_avx512_vnni);
   module.def("has_amx", &has_amx);
+  bind_embedding(module);
   bind_interaction(module);
   bind_packed(module);
   bind_text(module);

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional
 
 from dqrm.compress import grids
-from dqrm.models.embedding import EmbeddingBagCollection, Table, merge_rows
+from dqrm.kernels.tables import merge_rows
+from dqrm.models.embedding import EmbeddingBagCollection, Table
 
 
 def collection(bits=32, rows=(10, 3, 50), dim=4, **settings):
@@ -34,15 +35,16 @@ def oracle(emb, indices, offsets, pooling):
             codes, scale = emb.codes(number)
             weight = codes * (scale if len(scale) == 1 else scale[:, None])
         own = offsets[number * batch : (number + 1) * batch + 1]
-        outputs.append(
-            functional.embedding_bag(
-                indices[own[0] : own[-1]].long(),
-                weight,
-                own - own[0],
-                mode=pooling,
-                include_last_offset=True,
-            )
+        pooled = functional.embedding_bag(
+            indices[own[0] : own[-1]].long(),
+            weight,
+            own - own[0],
+            mode="sum",
+            include_last_offset=True,
         )
+        if pooling == "mean":
+            pooled = pooled / own.diff().clamp_min(1).unsqueeze(1)
+        outputs.append(pooled)
     return torch.stack(outputs, dim=1)
 
 

@@ -5,9 +5,9 @@ import torch
 
 from dqrm.compress import grids
 from dqrm.compress.config import QuantConfig
+from dqrm.kernels.tables import RowGradient
 from dqrm.models.config import ModelConfig
 from dqrm.models.dlrm import build_dlrm
-from dqrm.models.embedding import RowGradient
 from dqrm.models.sizes import model_sizes
 from dqrm.training.config import OptimConfig
 from dqrm.training.optimizer import Optimizer
@@ -160,10 +160,9 @@ def test_bytes_in_training_are_those_computed_beforehand(storage, name, dim):
     sizes = model_sizes(config, quant, optimizer.config, num_dense=2, tables=TABLES)
     tensors = [*model.parameters(), *optimizer.state().values()]
     tensors += [] if storage == "fp32" else [model.emb_l.weight]
-    if model.emb_l.maxima is not None:
-        tensors += model.emb_l.maxima._levels
     counters = [t for t in optimizer.state().values() if t.dim() == 0]
-    assert sizes.training_bytes == sum(t.nbytes for t in tensors) - sum(t.nbytes for t in counters)
+    expected = sum(t.nbytes for t in tensors) - sum(t.nbytes for t in counters)
+    assert sizes.training_bytes == expected + model.emb_l.kernel.maxima_bytes
 
 
 def test_int8_rows_take_under_30_percent_of_fp32():

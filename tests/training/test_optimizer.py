@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from dqrm.compress.config import QuantConfig
+from dqrm.kernels.tables import RowGradient
 from dqrm.models.config import ModelConfig
 from dqrm.models.dlrm import build_dlrm
-from dqrm.models.embedding import RowGradient
 from dqrm.training.config import OptimConfig
 from dqrm.training.optimizer import Optimizer, rate_factor
 

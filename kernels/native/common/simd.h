@@ -37,6 +37,25 @@ inline F32 load(const float* from) {
 
 inline void store(float* to, F32 value) { __builtin_memcpy(to, &value, sizeof value); }
 
+// The first `count` lanes, 0 < count < kLanes; nothing behind them is touched.
+inline F32 load_part(const float* from, int count) {
+#if defined(__AVX512F__)
+  return F32(_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from));
+#else
+  F32 value{};
+  for (int lane = 0; lane < count; ++lane) value[lane] = from[lane];
+  return value;
+#endif
+}
+
+inline void store_part(float* to, F32 value, int count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), __m512(value));
+#else
+  for (int lane = 0; lane < count; ++lane) to[lane] = value[lane];
+#endif
+}
+
 inline F32 all(float value) { return value - F32{}; }
 
 inline F32 min(F32 a, F32 b) { return a < b ? a : b; }
@@ -51,6 +70,29 @@ inline F32 fma(F32 a, F32 b, F32 c) {
   return F32(_mm256_fmadd_ps(__m256(a), __m256(b), __m256(c)));
 #else
   return a * b + c;
+#endif
+}
+
+// Rounded correctly at every level.
+inline F32 sqrt(F32 a) {
+#if defined(__AVX512F__)
+  return F32(_mm512_sqrt_ps(__m512(a)));
+#elif defined(__AVX2__)
+  return F32(_mm256_sqrt_ps(__m256(a)));
+#else
+  for (int lane = 0; lane < kLanes; ++lane) a[lane] = __builtin_sqrtf(a[lane]);
+  return a;
+#endif
+}
+
+// The largest lane.
+inline float largest_lane(F32 a) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(__m512(a));
+#else
+  float found = a[0];
+  for (int lane = 1; lane < kLanes; ++lane) found = a[lane] > found ? a[lane] : found;
+  return found;
 #endif
 }
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dqrm.compress.maxima import FANOUT, MaxTree, tree_nodes
+from dqrm.kernels.maxima import FANOUT, MaxTree, bound_nodes, tree_nodes
 
 
 def scan(weight, table_rows):
@@ -51,5 +51,9 @@ def test_no_rows_change_nothing():
 
 def test_node_count_is_what_is_allocated():
     rows = [1, 64, 65, 5000]
-    tree = MaxTree(rows)
-    assert tree_nodes(rows) == sum(level.numel() for level in tree._levels)
+    assert 4 * tree_nodes(rows) == MaxTree(rows).nbytes
+
+
+def test_nodes_of_the_compiled_tree_by_hand():
+    # Blocks of 64 rows, then 64 blocks a node: 1, 1, 2 + 1, 79 + 2 + 1.
+    assert bound_nodes([1, 64, 65, 5000]) == 1 + 1 + 3 + 82

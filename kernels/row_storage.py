@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dqrm.kernels import huge_pages
 from dqrm.kernels.rounding import random_bits_reference, round_to_bfloat16_reference, step_key
 from dqrm.kernels.row_codes import (
     read_codes_reference,
@@ -168,9 +169,9 @@ def stored_row_bytes(kind: StorageKind, dim: int) -> int:
 def make_storage(kind: StorageKind, num_rows: int, dim: int) -> RowStorage:
     """Return storage for ``num_rows`` rows; its seed is that of torch's generator."""
     if kind == "fp32":
-        return FloatRows(torch.empty(num_rows, dim), dim)
+        return FloatRows(huge_pages.empty(num_rows, dim), dim)
     clock = torch.tensor([torch.initial_seed() & (2**63 - 1), 0])
     if kind == "bf16":
-        return BFloatRows(torch.zeros(num_rows, dim, dtype=torch.bfloat16), dim, clock)
-    rows = torch.zeros(num_rows, stored_row_bytes(kind, dim), dtype=torch.uint8)
+        return BFloatRows(huge_pages.zeros(num_rows, dim, dtype=torch.bfloat16), dim, clock)
+    rows = huge_pages.zeros(num_rows, stored_row_bytes(kind, dim), dtype=torch.uint8)
     return CodeRows(rows, dim, clock, int(kind[3:]))

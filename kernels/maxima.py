@@ -1,4 +1,7 @@
-"""Exact per-table maxima, maintained in time proportional to the rows that changed."""
+"""Exact per-table maxima, maintained in time proportional to the rows that changed.
+
+The plain stand-in for the compiled kernel's tree of bounds: simpler, and a value for every row.
+"""
 
 from collections.abc import Sequence
 
@@ -23,6 +26,21 @@ def level_counts(table_rows: Sequence[int]) -> list[Tensor]:
 def tree_nodes(table_rows: Sequence[int]) -> int:
     """Return the number of maxima, 4 bytes each, that a MaxTree of these tables keeps."""
     return sum(int(counts.sum()) for counts in level_counts(table_rows))
+
+
+def bound_nodes(table_rows: Sequence[int]) -> int:
+    """Return the number of bounds, 4 bytes each, that the compiled kernel keeps of these tables.
+
+    Unlike MaxTree it keeps none per row; see native/embedding/maxima.h.
+    """
+    nodes = 0
+    for rows in table_rows:
+        level = -(-rows // FANOUT)
+        nodes += level
+        while level > 1:
+            level = -(-level // FANOUT)
+            nodes += level
+    return nodes
 
 
 class MaxTree:
@@ -56,12 +74,17 @@ class MaxTree:
         return self._levels[-1]
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of all levels."""
+        return sum(level.nbytes for level in self._levels)
+
+    @property
     def row_max(self) -> Tensor:
         """Largest magnitude of each row, float32 [R]."""
         return self._levels[0]
 
     def rebuild(self, weight: Tensor) -> None:
-        """Set every node from a full scan of ``weight`` (float32 [R, D])."""
+        """Set every node from a full scan of ``weight`` (floats [R, D])."""
         for begin in range(0, weight.shape[0], 1 << 20):
             block = weight[begin : begin + (1 << 20)]
             self._levels[0][begin : begin + block.shape[0]] = _row_max(block)
@@ -103,8 +126,8 @@ class MaxTree:
 
 
 def _row_max(values: Tensor) -> Tensor:
-    low, high = torch.aminmax(values, dim=1)
-    return torch.maximum(-low, high)
+    # NaN is left out, so that it spoils no other row of its table.
+    return values.abs().float().nan_to_num_(nan=0.0, posinf=torch.inf).amax(dim=1)
 
 
 def _unique_with_first(values: Tensor) -> tuple[Tensor, Tensor]:
