@@ -6,6 +6,7 @@
 #include "common/levels.h"
 #include "embedding/bindings.h"
 #include "interaction/bindings.h"
+#include "mlp/bindings.h"
 #include "packed/bindings.h"
 #include "text/bindings.h"
 
@@ -18,6 +19,7 @@ NB_MODULE(_native, module) {
   module.def("has_amx", &has_amx);
   bind_embedding(module);
   bind_interaction(module);
+  bind_mlp(module);
   bind_packed(module);
   bind_text(module);
 }

@@ -1,0 +1,106 @@
+// Products of operands: columns of a panel, and the tile of sums that stays in registers.
+namespace dqrm {
+namespace DQRM_LEVEL {
+namespace {
+
+constexpr int64_t kPanel = 2 * kLanes;
+
+inline int64_t panels_of(int64_t columns) { return (columns + kPanel - 1) / kPanel; }
+inline int64_t units_of(int64_t columns) { return (columns + kUnit - 1) / kUnit; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+inline U32 load_vector(const uint32_t* from) {
+  U32 value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
+inline void store_vector(uint32_t* to, U32 value) { __builtin_memcpy(to, &value, sizeof value); }
+
+// The first `count` lanes, zero in the others.
+inline F32 load_part(const float* from, int64_t count) {
+  if (count >= kLanes) return load(from);
+  F32 value{};
+  if (count > 0) __builtin_memcpy(&value, from, size_t(count) * sizeof(float));
+  return value;
+}
+
+inline void store_part(float* to, F32 value, int64_t count) {
+  if (count >= kLanes) return store(to, value);
+  if (count > 0) __builtin_memcpy(to, &value, size_t(count) * sizeof(float));
+}
+
+// A panel's columns of one row.
+struct Columns {
+  F32 low;
+  F32 high;
+};
+
+inline Columns load_columns(const float* from, int64_t count) {
+  return {load_part(from, count), load_part(from + kLanes, count - kLanes)};
+}
+
+inline void store_columns(float* to, Columns value, int64_t count) {
+  store_part(to, value.low, count);
+  store_part(to + kLanes, value.high, count - kLanes);
+}
+
+// Zero from column `count` on: what an unused column holds must not be a NaN times zero.
+inline Columns cut(Columns value, int64_t count) {
+  if (count >= kPanel) return value;
+  float columns[kPanel];
+  store(columns, value.low);
+  store(columns + kLanes, value.high);
+  return load_columns(columns, count);
+}
+
+// tile[R][kPanel] = a b for R rows and V vectors of columns; the rest of the panel becomes zero.
+template <int R, int V>
+void multiply(int64_t steps, const uint32_t* a, int64_t a_row, int64_t a_step, const uint32_t* b,
+              int64_t b_step, float* tile) {
+  // One pointer for three rows: more would not fit the registers.
+  constexpr int kPointers = (R + 2) / 3;
+  const uint32_t* rows[kPointers];
+  for (int i = 0; i < kPointers; ++i) rows[i] = a + 3 * i * a_row;
+  F32 sums[R][V] = {};
+  for (int64_t step = 0; step < steps; ++step) {
+    U32 right[V];
+    for (int v = 0; v < V; ++v) right[v] = load_vector(b + v * kLanes);
+    b += b_step;
+#pragma GCC unroll 12
+    for (int r = 0; r < R; ++r) {
+      const U32 left = rows[r / 3][r % 3 * a_row] - U32{};
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sums[r][v] = multiply_add(left, right[v], sums[r][v]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < kPointers; ++i) rows[i] += a_step;
+  }
+#pragma GCC unroll 12
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) store(tile + r * kPanel + v * kLanes, v < V ? sums[r][v] : F32{});
+  }
+}
+
+using Multiply = void (*)(int64_t, const uint32_t*, int64_t, int64_t, const uint32_t*, int64_t,
+                          float*);
+
+template <int V, int... R>
+struct Multiplies {
+  static constexpr Multiply kOf[] = {multiply<R + 1, V>...};
+};
+template <int V, int... R>
+Multiplies<V, R...> multiplies(std::integer_sequence<int, R...>);
+
+// For `rows` rows and the columns of a panel that are used.
+inline Multiply multiply_for(int64_t rows, int64_t columns) {
+  using Counts = std::make_integer_sequence<int, kRows>;
+  using One = decltype(multiplies<1>(Counts()));
+  using Two = decltype(multiplies<2>(Counts()));
+  return columns <= kLanes ? One::kOf[rows - 1] : Two::kOf[rows - 1];
+}
+
+}  // namespace
+}  // namespace DQRM_LEVEL
+}  // namespace dqrm

@@ -1,0 +1,107 @@
+// Weights on their grid, as operands.
+namespace dqrm {
+namespace DQRM_LEVEL {
+namespace {
+
+// The largest magnitude of a row, a NaN if it has one.
+float largest_magnitude(const float* row, int64_t count) {
+  F32 found{};
+  for (int64_t k = 0; k < count; k += kLanes) {
+    const F32 value = abs(load_part(row + k, count - k));
+    found = (value > found) | (value != value) ? value : found;
+  }
+  float largest = 0.0f;
+  for (int lane = 0; lane < kLanes; ++lane) {
+    if (found[lane] > largest || found[lane] != found[lane]) largest = found[lane];
+    if (largest != largest) break;
+  }
+  return largest;
+}
+
+// Codes as in dqrm/compress/grids.py, in the same arithmetic.
+inline F32 quantized(F32 weight, F32 scale, F32 largest) {
+  const F32 code = round_half_even(weight / scale);
+  return min(largest, max(-largest - all(1.0f), code)) + F32{};
+}
+
+// m[i][j] becomes m[j][i].
+inline void transpose(U32 (&m)[kLanes]) {
+  for (int d = kLanes / 2; d > 0; d /= 2) {
+    I32 low, high;
+    for (int j = 0; j < kLanes; ++j) {
+      low[j] = j & d ? kLanes + (j ^ d) : j;
+      high[j] = j & d ? kLanes + j : j | d;
+    }
+    for (int i = 0; i < kLanes; ++i) {
+      if (i & d) continue;
+      const U32 a = m[i], b = m[i | d];
+      m[i] = __builtin_shuffle(a, b, low);
+      m[i | d] = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+
+void pack(const MlpLayer& layer, int64_t block, bool training) {
+  const int64_t first = block * kLanes;
+  const int64_t rows = smaller(kLanes, layer.outputs - first);
+  const bool quantize = layer.largest_code != 0.0f;
+  const F32 largest = all(layer.largest_code);
+  float scales[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) {
+    scales[i] = 1.0f;
+    if (quantize && i < rows) {
+      const float found =
+          largest_magnitude(layer.weight + (first + i) * layer.inputs, layer.inputs);
+      scales[i] = (1e-8f > found ? 1e-8f : found) / layer.largest_code;
+    }
+    // Codes are exact in 8 bits of mantissa: the product takes them as they are.
+    layer.scale[first + i] = kUnit == 2 ? scales[i] : 1.0f;
+    layer.shift[first + i] = i < rows ? layer.bias[first + i] : 0.0f;
+  }
+  const int64_t input_units = units_of(layer.inputs);
+  const int64_t output_units = units_of(layer.outputs);
+  uint32_t* forward_panel =
+      layer.forward_panels + first / kPanel * input_units * kPanel + first % kPanel;
+  for (int64_t column = 0; column < layer.inputs; column += kLanes * kUnit) {
+    U32 units[kLanes];
+    const int64_t count = layer.inputs - column;
+    Columns even{};
+    for (int64_t i = 0; i < kLanes; ++i) {
+      Columns value{};
+      if (i < rows) {
+        const float* from = layer.weight + (first + i) * layer.inputs + column;
+        value.low = load_part(from, count);
+        if constexpr (kUnit == 2) value.high = load_part(from + kLanes, count - kLanes);
+        if (quantize) {
+          const F32 scale = all(scales[i]);
+          value.low = quantized(value.low, scale, largest);
+          if constexpr (kUnit == 2) {
+            value.high = quantized(value.high, scale, largest);
+          } else {
+            value.low = scale * value.low;
+          }
+        }
+      }
+      units[i] = transposable(value.low, value.high);
+      if (!training) continue;
+      uint32_t* to = layer.backward_panels + column / kPanel * output_units * kPanel +
+                     (first + i) / kUnit * kPanel + column % kPanel;
+      if constexpr (kUnit == 1) {
+        if (i < rows) store_vector(to, units[i]);
+      } else if (i % 2 == 0) {
+        even = value;
+      } else if (i - 1 < rows) {
+        store_vector(to, pair_rows(even.low, value.low));
+        store_vector(to + kLanes, pair_rows(even.high, value.high));
+      }
+    }
+    transpose(units);
+    for (int64_t j = 0; j < smaller(kLanes, input_units - column / kUnit); ++j) {
+      store_vector(forward_panel + (column / kUnit + j) * kPanel, units[j]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace DQRM_LEVEL
+}  // namespace dqrm
