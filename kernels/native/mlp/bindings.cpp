@@ -16,6 +16,7 @@
 
 #include "../common/arrays.h"
 #include "../common/levels.h"
+#include "loss_loops.h"
 #include "stack.h"
 
 namespace nb = nanobind;
@@ -133,6 +134,18 @@ class BoundStack {
   MlpStack stack_;
 };
 
+double bce_with_logits(const Array<float>& logits, const Array<float>& labels,
+                       const Array<float>& gradients, const std::string& level) {
+  const size_t count = logits.size();
+  if (labels.size() != count || gradients.size() != count) {
+    throw std::invalid_argument("as many labels and gradients as logits");
+  }
+  const LossLoops& loops = DQRM_LOOPS_AT(level_named(level), loss_loops);
+  const float factor = count == 0 ? 0.0f : float(1.0 / double(count));
+  nb::gil_scoped_release release;
+  return loops.bce(logits.data(), labels.data(), gradients.data(), int64_t(count), factor);
+}
+
 }  // namespace
 
 void bind_mlp(nb::module_& module) {
@@ -154,6 +167,11 @@ void bind_mlp(nb::module_& module) {
            "threads"_a,
            nb::sig("def backward(self, grad_y: object, grad_x: object, workspace: object, "
                    "threads: int) -> None"));
+  module.def("bce_with_logits", &bce_with_logits, "logits"_a, "labels"_a, "gradients"_a,
+             "level"_a,
+             nb::sig("def bce_with_logits(logits: object, labels: object, gradients: object, "
+                     "level: str) -> float"),
+             "Sum of the losses; gradients of their mean are written.");
 }
 
 }  // namespace dqrm
