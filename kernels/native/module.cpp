@@ -3,6 +3,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "bench/bindings.h"
 #include "common/levels.h"
 #include "embedding/bindings.h"
 #include "interaction/bindings.h"
@@ -17,6 +18,7 @@ NB_MODULE(_native, module) {
   module.def("has_avx512_bf16", &has_avx512_bf16);
   module.def("has_avx512_vnni", &has_avx512_vnni);
   module.def("has_amx", &has_amx);
+  bind_bench(module);
   bind_embedding(module);
   bind_interaction(module);
   bind_mlp(module);

@@ -1,4 +1,4 @@
-"""``dqrm bench``: studies that produce the figures people quote."""
+"""``dqrm bench accuracy``: what 4 bits cost or gain."""
 
 import json
 from pathlib import Path
@@ -6,28 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dqrm.cli.framework import DqrmCommand, LazyGroup
+from dqrm.cli.framework import DqrmCommand
 from dqrm.cli.options import config_option, overrides_argument
 from dqrm.cli.text import bytes_text, table
 
 if TYPE_CHECKING:
     from dqrm.bench.accuracy import Arm
 
-_COMMANDS = {
-    "accuracy": (
-        "dqrm.cli.bench:accuracy",
-        "Compare a recipe in FP32, quantized afterwards, and trained at its low bits.",
-    ),
-    "prepare": ("dqrm.cli.bench:prepare", "Time preparation beside pandas only parsing."),
-}
-
-
-@click.group("bench", cls=LazyGroup, lazy=_COMMANDS)
-def bench() -> None:
-    """Measure accuracy and speed, with seeds, versions and settings on record."""
-
-
-_ACCURACY_EXAMPLES = [
+_EXAMPLES = [
     ("dqrm bench accuracy --config census", "three seeds of each on the built-in example"),
     (
         "dqrm bench accuracy --config census --seeds 0 --json out.json --plot out.png",
@@ -43,7 +29,7 @@ def _seeds(ctx: click.Context, parameter: click.Parameter, text: str) -> tuple[i
         raise click.BadParameter(f"{text!r}: give whole numbers, for example 0,1,2") from None
 
 
-@click.command("accuracy", cls=DqrmCommand, examples=_ACCURACY_EXAMPLES)
+@click.command("accuracy", cls=DqrmCommand, examples=_EXAMPLES)
 @config_option()
 @click.option(
     "--seeds", default="0,1,2", show_default=True, callback=_seeds, help="Seeds, by commas."
@@ -95,61 +81,6 @@ def accuracy(
     click.echo(_summary(arms))
     click.echo()
     click.echo(_curves(arms))
-
-
-@click.command(
-    "prepare",
-    cls=DqrmCommand,
-    examples=[
-        ("dqrm bench prepare", "a million rows, three repeats"),
-        ("dqrm bench prepare --rows 100000 --repeats 1 --json out.json", "a quick look"),
-    ],
-)
-@click.option(
-    "--rows",
-    type=click.IntRange(min=1),
-    default=1_000_000,
-    show_default=True,
-    help="Rows to generate.",
-)
-@click.option(
-    "--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Times each is run."
-)
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write all that was measured."
-)
-def prepare(rows: int, repeats: int, json_file: Path | None) -> None:
-    """Time preparation beside pandas only parsing.
-
-    Criteo-format rows are generated, then read by each contestant in turn, in a process of its
-    own. CPU time counts all processes; the median over repeats is shown.
-    """
-    from dataclasses import asdict
-    from statistics import median
-
-    from dqrm.bench.preparation import compare_preparation
-    from dqrm.data.files import write_json
-    from dqrm.tracking.environment import environment_tags
-
-    contestants, size = compare_preparation(rows, repeats, lambda line: click.echo(line, err=True))
-    if json_file is not None:
-        measured = [asdict(contestant) for contestant in contestants]
-        record = {"environment": environment_tags(), "rows": rows, "bytes": size}
-        write_json(json_file, {**record, "contestants": measured})
-    header = ("", "rows/CPU-s", "without start-up", "CPU s", "wall s", "peak memory")
-    lines = [
-        (
-            contestant.name,
-            f"{contestant.rows_per_cpu_second(rows, start_up=True):,.0f}",
-            f"{contestant.rows_per_cpu_second(rows, start_up=False):,.0f}",
-            f"{median(contestant.cpu_seconds):.2f}",
-            f"{median(contestant.wall_seconds):.2f}",
-            bytes_text(median(contestant.peak_bytes)),
-        )
-        for contestant in contestants
-    ]
-    click.echo(f"{rows:,} rows, {bytes_text(size)}")
-    click.echo(table(header, lines))
 
 
 def _summary(arms: "list[Arm]") -> str:

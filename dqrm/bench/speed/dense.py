@@ -1,0 +1,202 @@
+"""The parts without tables: interaction and MLPs, forward and backward."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dqrm.bench.speed.contestants import Call, Entry
+from dqrm.bench.speed.torch_model import TorchInteraction, torch_mlp
+from dqrm.bench.speed.traffic import Shape, Traffic
+from dqrm.kernels.interaction import interaction_backward, interaction_forward, interaction_width
+from dqrm.models import dlrm
+from dqrm.models.config import ModelConfig
+
+NUM_DENSE = 13
+RING = 4
+"""Batches of activations that are taken in turn: as in training, the last layer's lie in a cache
+that is not the nearest."""
+
+Precision = Literal["fp32", "autocast", "bf16"]
+
+
+def mlp_widths(shape: Shape) -> tuple[list[int], list[int]]:
+    """Return the widths of the bottom and the top MLP of the Criteo Kaggle recipe."""
+    model = ModelConfig(embedding_dim=shape.dim)
+    bottom = [NUM_DENSE, *model.bottom_mlp, shape.dim]
+    return bottom, [dlrm.interaction_width(model, len(shape.rows)), *model.top_mlp, 1]
+
+
+def mlp_flops(shape: Shape, batch: int) -> float:
+    """Return the multiplications and additions of both MLPs, forward and backward.
+
+    The bottom MLP's input needs no gradient.
+    """
+    bottom, top = mlp_widths(shape)
+    layers = [*itertools.pairwise(bottom), *itertools.pairwise(top)]
+    forward = 2.0 * batch * sum(fan_in * fan_out for fan_in, fan_out in layers)
+    return 3.0 * forward - 2.0 * batch * bottom[0] * bottom[1]
+
+
+class OurInteraction:
+    """Our loops on buffers that are there, as our training step calls them."""
+
+    def start(self, traffic: Traffic) -> Call:
+        """Draw vectors and gradients."""
+        vectors, grad_out = _vectors(traffic, torch.float32)
+        out, grad_vectors = torch.empty_like(grad_out), torch.empty_like(vectors[0])
+
+        def call(number: int) -> None:
+            interaction_forward(vectors[number % RING], out)
+            interaction_backward(vectors[number % RING], grad_out, grad_vectors)
+
+        return call
+
+
+class PeerInteraction:
+    """The products in torch's operators and autograd.
+
+    Args:
+        shape: tables, whose number decides the size.
+        dtype: of vectors and gradients.
+        compiled: by torch.compile.
+    """
+
+    def __init__(self, shape: Shape, dtype: torch.dtype, compiled: bool) -> None:
+        self.dtype = dtype
+        self.compiled = compiled
+        self.module = TorchInteraction(len(shape.rows) + 1)
+
+    def start(self, traffic: Traffic) -> Call:
+        """Draw vectors and gradients; compile anew, for one batch and one number of threads."""
+        ring, gradient = _vectors(traffic, self.dtype)
+        for vectors in ring:
+            vectors.requires_grad_()
+        interact: Any = self.module
+        if self.compiled:
+            interact = torch.compile(self.module, dynamic=False)
+
+        def call(number: int) -> None:
+            vectors = ring[number % RING]
+            interact(vectors).backward(gradient)
+            vectors.grad = None
+
+        return call
+
+
+def _vectors(traffic: Traffic, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+    """Return vectors [B, F, D] and the gradient of their interaction."""
+    count, dim = len(traffic.shape.rows) + 1, traffic.shape.dim
+    ring = [torch.randn(traffic.batch, count, dim, dtype=dtype) for _ in range(RING)]
+    return ring, torch.randn(traffic.batch, interaction_width(count, dim), dtype=dtype)
+
+
+class OurMlps:
+    """Our MLPs one after the other with bfloat16 products.
+
+    Args:
+        shape: tables, whose number and width decide the top MLP's input.
+        bits: of the weights' grid; 32 for none.
+    """
+
+    def __init__(self, shape: Shape, bits: Literal[4, 32]) -> None:
+        bottom, top = mlp_widths(shape)
+        self.mlps = dlrm.build_mlp(bottom, bits, final_relu=True), dlrm.build_mlp(top, bits)
+
+    def start(self, traffic: Traffic) -> Call:
+        """Draw inputs and gradients."""
+        return _train_mlps(self.mlps, self.mlps, traffic, torch.float32, autocast=True)
+
+
+class PeerMlps:
+    """The MLPs in torch's layers and autograd.
+
+    Args:
+        shape: tables, whose number and width decide the top MLP's input.
+        precision: "autocast" keeps FP32 weights, "bf16" has bfloat16 ones.
+        compiled: by torch.compile.
+    """
+
+    def __init__(self, shape: Shape, precision: Precision, compiled: bool) -> None:
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.autocast = precision == "autocast"
+        self.compiled = compiled
+        bottom, top = mlp_widths(shape)
+        self.mlps = (
+            torch_mlp(bottom, final_relu=True).to(self.dtype),
+            torch_mlp(top).to(self.dtype),
+        )
+
+    def start(self, traffic: Traffic) -> Call:
+        """Draw inputs and gradients; compile anew, for one batch and one number of threads."""
+        calls: Any = self.mlps
+        if self.compiled:
+            calls = [torch.compile(mlp, dynamic=False) for mlp in self.mlps]
+        return _train_mlps(self.mlps, calls, traffic, self.dtype, autocast=self.autocast)
+
+
+def _train_mlps(
+    mlps: Sequence[nn.Module],
+    calls: Sequence[Callable[..., Tensor]],
+    traffic: Traffic,
+    dtype: torch.dtype,
+    *,
+    autocast: bool,
+) -> Call:
+    """Forward and backward of the bottom and the top MLP; only the top's input gets a gradient."""
+    bottom, top = mlp_widths(traffic.shape)
+    ring = [
+        (
+            torch.randn(traffic.batch, bottom[0], dtype=dtype),
+            torch.randn(traffic.batch, top[0], dtype=dtype, requires_grad=True),
+        )
+        for _ in range(RING)
+    ]
+    gradients = torch.randn(traffic.batch, bottom[-1]), torch.randn(traffic.batch, 1)
+    parameters = [parameter for mlp in mlps for parameter in mlp.parameters()]
+
+    def call(number: int) -> None:
+        inputs = ring[number % RING]
+        for mlp, given, gradient in zip(calls, inputs, gradients, strict=True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                output = mlp(given)
+            torch.autograd.backward(output, gradient.to(output.dtype))
+        inputs[1].grad = None
+        for parameter in parameters:
+            parameter.grad = None
+
+    return call
+
+
+def interaction_entries(shape: Shape) -> list[Entry]:
+    """Return everybody who forms the pairwise products."""
+
+    def peer(dtype: torch.dtype, compiled: bool) -> Callable[[], PeerInteraction]:
+        return lambda: PeerInteraction(shape, dtype, compiled)
+
+    return [
+        Entry("dqrm", "ours", OurInteraction),
+        Entry("torch.compile FP32", "peer", peer(torch.float32, True)),
+        Entry("torch.compile BF16", "peer", peer(torch.bfloat16, True)),
+        Entry("torch eager FP32", "peer", peer(torch.float32, False)),
+        Entry("torch eager BF16", "peer", peer(torch.bfloat16, False)),
+    ]
+
+
+def mlp_entries(shape: Shape) -> list[Entry]:
+    """Return everybody who runs the MLPs."""
+
+    def peer(precision: Precision, compiled: bool) -> Callable[[], PeerMlps]:
+        return lambda: PeerMlps(shape, precision, compiled)
+
+    return [
+        Entry("dqrm INT4", "ours", lambda: OurMlps(shape, 4)),
+        Entry("dqrm BF16", "ours", lambda: OurMlps(shape, 32)),
+        Entry("torch autocast", "peer", peer("autocast", False)),
+        Entry("torch BF16", "peer", peer("bf16", False)),
+        Entry("torch.compile autocast", "peer", peer("autocast", True)),
+        Entry("torch.compile BF16", "peer", peer("bf16", True)),
+        Entry("torch FP32", "peer", peer("fp32", False)),
+    ]

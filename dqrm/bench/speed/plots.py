@@ -1,0 +1,48 @@
+"""Pictures of speed."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dqrm.bench.speed.report import rate_text
+from dqrm.bench.speed.study import Case
+
+_COLOURS = {"ours": "C0", "peer": "C7", "limit": "C3"}
+_COLUMNS = 2
+
+
+def plot_cases(cases: Sequence[Case], path: Path) -> None:
+    """Draw a panel of bars for each case: work per CPU-second, with the quartiles of the turns."""
+    rows = math.ceil(len(cases) / _COLUMNS)
+    figure = Figure(figsize=(7 * _COLUMNS, 2.8 * rows), layout="constrained")
+    panels = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
+    for axis, case in zip(panels, cases, strict=False):
+        _draw(axis, case)
+    for axis in panels[len(cases) :]:
+        axis.set_axis_off()
+    figure.savefig(path, dpi=110)
+
+
+def _draw(axis: Axes, case: Case) -> None:
+    found = sorted(case.measured, key=lambda measured: measured.cpu.median, reverse=True)
+    rates = [measured.rate_per_cpu_second for measured in found]
+    low = [case.work_per_call / measured.cpu.upper_quartile for measured in found]
+    high = [case.work_per_call / measured.cpu.lower_quartile for measured in found]
+    bars = axis.barh(
+        [measured.name for measured in found],
+        rates,
+        color=[_COLOURS[measured.role] for measured in found],
+        xerr=[
+            [rate - end for rate, end in zip(rates, low, strict=True)],
+            [end - rate for rate, end in zip(rates, high, strict=True)],
+        ],
+        error_kw={"elinewidth": 1},
+    )
+    axis.bar_label(bars, [rate_text(rate) for rate in rates], padding=4, fontsize=8)
+    axis.margins(x=0.15)
+    axis.set_title(case.label, fontsize=9)
+    axis.set_xlabel(f"{case.unit} per CPU-second")
+    axis.tick_params(labelsize=8)

@@ -1,0 +1,94 @@
+"""Studies as people read them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from dqrm.bench.speed.bars import Verdict
+from dqrm.bench.speed.study import Case, Measured
+
+_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+
+
+def case_rows(case: Case) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the lines of a case's table, ours first, then by CPU time."""
+    ours = [found.name for found in case.measured if found.role == "ours"]
+    moves = any(found.gigabytes_per_second for found in case.measured)
+    header = ["", "CPU ms", "quartiles", "wall ms", f"{case.unit}/CPU-s"]
+    header += ["GB/s"] if moves else []
+    header += [f"{name} is" for name in ours]
+    ranks = {"ours": 0, "peer": 1, "limit": 2}
+    lines = []
+    for found in sorted(case.measured, key=lambda m: (ranks[m.role], m.cpu.median)):
+        line = [
+            found.name,
+            f"{1e3 * found.cpu.median:.3f}",
+            f"{1e3 * found.cpu.lower_quartile:.3f}-{1e3 * found.cpu.upper_quartile:.3f}",
+            f"{1e3 * found.wall.median:.3f}",
+            rate_text(found.rate_per_cpu_second),
+        ]
+        if moves:
+            moved = found.gigabytes_per_second
+            line.append("-" if moved is None else f"{moved:.2f}")
+        line += [_ratio(found, name) for name in ours]
+        lines.append(line)
+    return header, lines
+
+
+def rate_text(rate: float) -> str:
+    """Return ``81.7 M``: three digits and a decimal prefix."""
+    factor, prefix = next((pair for pair in _PREFIXES if rate >= pair[0]), _PREFIXES[-1])
+    return f"{rate / factor:.3g} {prefix}".rstrip()
+
+
+def _ratio(found: Measured, name: str) -> str:
+    spread = found.slower_than.get(name)
+    return "-" if spread is None else f"{spread.median:.2f}x"
+
+
+def bar_lines(cases: Iterable[Case]) -> list[list[str]]:
+    """Return a line for every bar that was measured: case, who, against whom, ratio, verdict."""
+    return [
+        [
+            case.key,
+            bar.ours,
+            bar.against,
+            f"{bar.ratio:.2f}x",
+            f"{bar.at_least:.2f}x" + (f", goal {bar.goal:g}x" if bar.goal else ""),
+            _verdict(bar),
+        ]
+        for case in cases
+        for bar in case.bars
+    ]
+
+
+BAR_HEADER = ["", "ours", "against", "is", "to reach", ""]
+
+
+def _verdict(bar: Verdict) -> str:
+    if not bar.met:
+        return "short"
+    return "goal" if bar.goal and bar.ratio >= bar.goal else "met"
+
+
+def as_record(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Return the cases as plain values for JSON."""
+    records = []
+    for case in cases:
+        record = {"key": case.key, **asdict(case)}
+        for bar, verdict in zip(record["bars"], case.bars, strict=True):
+            bar["met"] = verdict.met
+        records.append(record)
+    return records
+
+
+def as_metrics(cases: Iterable[Case]) -> dict[str, float]:
+    """Return what MLflow charts: for each case and contestant its CPU time and rate."""
+    metrics: dict[str, float] = {}
+    for case in cases:
+        for found in case.measured:
+            name = "".join(c if c.isalnum() or c in "-." else "_" for c in found.name)
+            metrics[f"{case.key}/{name}/cpu_seconds"] = found.cpu.median
+            metrics[f"{case.key}/{name}/wall_seconds"] = found.wall.median
+            metrics[f"{case.key}/{name}/per_cpu_second"] = found.rate_per_cpu_second
+    return metrics

@@ -1,0 +1,23 @@
+"""``dqrm bench``: studies that produce the figures people quote."""
+
+import click
+
+from dqrm.cli.framework import LazyGroup
+
+_COMMANDS = {
+    "accuracy": (
+        "dqrm.cli.bench.accuracy:accuracy",
+        "Compare a recipe in FP32, quantized afterwards, and trained at its low bits.",
+    ),
+    "prepare": (
+        "dqrm.cli.bench.preparation:prepare",
+        "Time preparation beside pandas only parsing.",
+    ),
+    "kernels": ("dqrm.cli.bench.kernels:kernels", "Time the compiled loops beside those of peers."),
+    "train": ("dqrm.cli.bench.train:train", "Time whole training steps beside those of peers."),
+}
+
+
+@click.group("bench", cls=LazyGroup, lazy=_COMMANDS)
+def bench() -> None:
+    """Measure accuracy and speed, with seeds, versions and settings on record."""
