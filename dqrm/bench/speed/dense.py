@@ -1,7 +1,7 @@
 """The parts without tables: interaction and MLPs, forward and backward."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from dqrm.bench.speed.contestants import Call, Entry
 from dqrm.bench.speed.torch_model import TorchInteraction, torch_mlp
 from dqrm.bench.speed.traffic import Shape, Traffic
 from dqrm.kernels.interaction import interaction_backward, interaction_forward, interaction_width
+from dqrm.kernels.mlp import DenseStack, LayerSpec
 from dqrm.models import dlrm
 from dqrm.models.config import ModelConfig
 
@@ -94,7 +95,7 @@ def _vectors(traffic: Traffic, dtype: torch.dtype) -> tuple[list[Tensor], Tensor
 
 
 class OurMlps:
-    """Our MLPs one after the other with bfloat16 products.
+    """Our MLPs with bfloat16 products, called as our training step calls them.
 
     Args:
         shape: tables, whose number and width decide the top MLP's input.
@@ -103,11 +104,37 @@ class OurMlps:
 
     def __init__(self, shape: Shape, bits: Literal[4, 32]) -> None:
         bottom, top = mlp_widths(shape)
-        self.mlps = dlrm.build_mlp(bottom, bits, final_relu=True), dlrm.build_mlp(top, bits)
+        self.bottom = _stack(torch_mlp(bottom, final_relu=True), bits)
+        self.top = _stack(torch_mlp(top), bits)
 
     def start(self, traffic: Traffic) -> Call:
-        """Draw inputs and gradients."""
-        return _train_mlps(self.mlps, self.mlps, traffic, torch.float32, autocast=True)
+        """Draw inputs and gradients, and make what is written to."""
+        ring, gradients = _activations(traffic, torch.float32)
+        outputs = [torch.empty_like(gradient) for gradient in gradients]
+        grad_input = torch.empty_like(ring[0][1])
+        bottom, top = self.bottom, self.top
+
+        def call(number: int) -> None:
+            for_bottom, for_top = ring[number % RING]
+            bottom.forward(for_bottom, out=outputs[0])
+            bottom.backward(gradients[0], need_grad_input=False)
+            top.forward(for_top, out=outputs[1])
+            top.backward(gradients[1], out=grad_input)
+
+        return call
+
+
+def _stack(mlp: nn.Sequential, bits: int) -> DenseStack:
+    """Return torch's layers as one of our stacks."""
+    layers = list(mlp)
+    return DenseStack(
+        [
+            LayerSpec(layer.weight.detach(), layer.bias.detach(), bits, place + 1 < len(layers))
+            for place, layer in enumerate(layers)
+            if isinstance(layer, nn.Linear)
+        ],
+        "bf16",
+    )
 
 
 class PeerMlps:
@@ -134,40 +161,41 @@ class PeerMlps:
         calls: Any = self.mlps
         if self.compiled:
             calls = [torch.compile(mlp, dynamic=False) for mlp in self.mlps]
-        return _train_mlps(self.mlps, calls, traffic, self.dtype, autocast=self.autocast)
+        ring, gradients = _activations(traffic, self.dtype)
+        for _, for_top in ring:
+            for_top.requires_grad_()
+        parameters = [parameter for mlp in self.mlps for parameter in mlp.parameters()]
+        autocast = self.autocast
+
+        def call(number: int) -> None:
+            inputs = ring[number % RING]
+            for mlp, given, gradient in zip(calls, inputs, gradients, strict=True):
+                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    output = mlp(given)
+                torch.autograd.backward(output, gradient.to(output.dtype))
+            inputs[1].grad = None
+            for parameter in parameters:
+                parameter.grad = None
+
+        return call
 
 
-def _train_mlps(
-    mlps: Sequence[nn.Module],
-    calls: Sequence[Callable[..., Tensor]],
-    traffic: Traffic,
-    dtype: torch.dtype,
-    *,
-    autocast: bool,
-) -> Call:
-    """Forward and backward of the bottom and the top MLP; only the top's input gets a gradient."""
+def _activations(
+    traffic: Traffic, dtype: torch.dtype
+) -> tuple[list[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]:
+    """Return inputs of the bottom and the top MLP, and the gradients of their outputs.
+
+    Only the top's input gets a gradient.
+    """
     bottom, top = mlp_widths(traffic.shape)
     ring = [
         (
             torch.randn(traffic.batch, bottom[0], dtype=dtype),
-            torch.randn(traffic.batch, top[0], dtype=dtype, requires_grad=True),
+            torch.randn(traffic.batch, top[0], dtype=dtype),
         )
         for _ in range(RING)
     ]
-    gradients = torch.randn(traffic.batch, bottom[-1]), torch.randn(traffic.batch, 1)
-    parameters = [parameter for mlp in mlps for parameter in mlp.parameters()]
-
-    def call(number: int) -> None:
-        inputs = ring[number % RING]
-        for mlp, given, gradient in zip(calls, inputs, gradients, strict=True):
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                output = mlp(given)
-            torch.autograd.backward(output, gradient.to(output.dtype))
-        inputs[1].grad = None
-        for parameter in parameters:
-            parameter.grad = None
-
-    return call
+    return ring, (torch.randn(traffic.batch, bottom[-1]), torch.randn(traffic.batch, 1))
 
 
 def interaction_entries(shape: Shape) -> list[Entry]:
