@@ -32,6 +32,7 @@ void interaction_forward(const InteractionLoops& loops, const Interaction& work,
   const int64_t floats = (loops.scratch(work) + 15) / 16 * 16;
   const std::unique_ptr<float, Freed> scratch(
       static_cast<float*>(::operator new(size_t(parts * floats) * sizeof(float), kAlignment)));
+  std::fill_n(scratch.get(), parts * floats, 0.0f);
   auto part = [&](int64_t i) {
     loops.forward(work, batch * i / parts, batch * (i + 1) / parts, scratch.get() + i * floats);
   };

@@ -62,18 +62,40 @@ inline Vector<Width> scaled_sum(float factor, Vector<Width> values, Vector<Width
   return factor * values + sum;
 }
 
-// Four lanes each of kLanes / 4 rows: `rows[0]` first.
-inline F32 load_quads(const float* const* rows, int64_t at) {
+// Copies 0 <= count < 16 floats; a loop would become a call, or worse, a `rep movs`.
+inline void copy_few(float* to, const float* from, int64_t count) {
+  if ((count & 8) != 0) {
+    __builtin_memcpy(to, from, 32);
+    to += 8;
+    from += 8;
+  }
+  if ((count & 4) != 0) {
+    __builtin_memcpy(to, from, 16);
+    to += 4;
+    from += 4;
+  }
+  if ((count & 2) != 0) {
+    __builtin_memcpy(to, from, 8);
+    to += 2;
+    from += 2;
+  }
+  if ((count & 1) != 0) *to = *from;
+}
+
+// Four lanes each of every fourth row, kLanes / 4 rows in all.
+inline F32 load_quads(const float* from, int64_t row_stride) {
 #if defined(__AVX512F__)
-  const __m512 two = _mm512_insertf32x4(_mm512_castps128_ps512(_mm_loadu_ps(rows[0] + at)),
-                                        _mm_loadu_ps(rows[4] + at), 1);
-  return F32(_mm512_insertf32x4(_mm512_insertf32x4(two, _mm_loadu_ps(rows[8] + at), 2),
-                                _mm_loadu_ps(rows[12] + at), 3));
+  const __m512 two = _mm512_insertf32x4(_mm512_castps128_ps512(_mm_loadu_ps(from)),
+                                        _mm_loadu_ps(from + 4 * row_stride), 1);
+  return F32(_mm512_insertf32x4(
+      _mm512_insertf32x4(two, _mm_loadu_ps(from + 8 * row_stride), 2),
+      _mm_loadu_ps(from + 12 * row_stride), 3));
 #elif defined(__AVX2__)
-  return F32(_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(rows[0] + at)),
-                                  _mm_loadu_ps(rows[4] + at), 1));
+  return F32(_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from)),
+                                  _mm_loadu_ps(from + 4 * row_stride), 1));
 #else
-  return load(rows[0] + at);
+  static_cast<void>(row_stride);
+  return load(from);
 #endif
 }
 

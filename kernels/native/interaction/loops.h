@@ -25,7 +25,7 @@ struct Interaction {
 };
 
 struct InteractionLoops {
-  // Floats of scratch memory, aligned to 64 bytes, that `forward` needs.
+  // Floats of scratch memory, zero and aligned to 64 bytes, that `forward` needs.
   int64_t (*scratch)(const Interaction& work);
   // Samples [begin, end). Nothing outside their own rows is written, not even for a moment.
   void (*forward)(const Interaction& work, int64_t begin, int64_t end, float* scratch);
