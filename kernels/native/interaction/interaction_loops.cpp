@@ -23,32 +23,33 @@ inline int64_t row_start(int64_t row, bool itself) {
 
 inline int64_t padded(int64_t vectors) { return (vectors + kLanes - 1) / kLanes * kLanes; }
 
-// Transposes a [vectors, dim] matrix into columns of one with rows `stride` apart.
+// Transposes a [vectors, dim] matrix into columns of one with rows `stride` apart; vectors >= Width
+// and dim >= 4.
+template <int Width>
+void transpose_blocks(const float* input, int64_t vectors, int64_t dim, float* transposed,
+                      int64_t stride) {
+  for (int64_t start = 0; start < vectors; start += Width) {
+    // The last block of vectors may overlap the one before, as may the last four values.
+    const int64_t first = start + Width <= vectors ? start : vectors - Width;
+    for (int64_t at = 0; at < dim; at += 4) {
+      const int64_t d = at + 4 <= dim ? at : dim - 4;
+      transpose_block<Width>(input + first * dim + d, dim, transposed + d * stride + first, stride);
+    }
+  }
+}
+
 void transpose(const float* input, int64_t vectors, int64_t dim, float* transposed,
                int64_t stride) {
-  if (vectors < kLanes || dim < 4) {
+  if (vectors < 4 || dim < 4) {
     for (int64_t i = 0; i < vectors; ++i) {
       for (int64_t d = 0; d < dim; ++d) transposed[d * stride + i] = input[i * dim + d];
     }
-    return;
-  }
-  for (int64_t start = 0; start < vectors; start += kLanes) {
-    // The last block of vectors may overlap the one before, as may the last four values.
-    const int64_t first = start + kLanes <= vectors ? start : vectors - kLanes;
-    for (int64_t at = 0; at < dim; at += 4) {
-      const int64_t d = at + 4 <= dim ? at : dim - 4;
-      const float* from = input + first * dim + d;
-      F32 a = load_quads(from, dim);
-      F32 b = load_quads(from + dim, dim);
-      F32 c = load_quads(from + 2 * dim, dim);
-      F32 e = load_quads(from + 3 * dim, dim);
-      transpose_quads(a, b, c, e);
-      float* to = transposed + d * stride + first;
-      store(to, a);
-      store(to + stride, b);
-      store(to + 2 * stride, c);
-      store(to + 3 * stride, e);
-    }
+  } else if (vectors >= kLanes) {
+    transpose_blocks<kLanes>(input, vectors, dim, transposed, stride);
+  } else if (vectors >= kHalf) {
+    transpose_blocks<kHalf>(input, vectors, dim, transposed, stride);
+  } else {
+    transpose_blocks<4>(input, vectors, dim, transposed, stride);
   }
 }
 

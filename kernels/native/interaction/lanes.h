@@ -82,53 +82,62 @@ inline void copy_few(float* to, const float* from, int64_t count) {
   if ((count & 1) != 0) *to = *from;
 }
 
-// Four lanes each of every fourth row, kLanes / 4 rows in all.
-inline F32 load_quads(const float* from, int64_t row_stride) {
-#if defined(__AVX512F__)
-  const __m512 two = _mm512_insertf32x4(_mm512_castps128_ps512(_mm_loadu_ps(from)),
-                                        _mm_loadu_ps(from + 4 * row_stride), 1);
-  return F32(_mm512_insertf32x4(
-      _mm512_insertf32x4(two, _mm_loadu_ps(from + 8 * row_stride), 2),
-      _mm_loadu_ps(from + 12 * row_stride), 3));
-#elif defined(__AVX2__)
-  return F32(_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(from)),
-                                  _mm_loadu_ps(from + 4 * row_stride), 1));
-#else
-  static_cast<void>(row_stride);
-  return load(from);
+// Transposes a block of Width rows and four columns: to[c * to_stride + r] = from[r * stride + c].
+// Every four lanes of a register hold a 4 x 4 matrix.
+template <int Width>
+inline void transpose_block(const float* from, int64_t stride, float* to, int64_t to_stride) {
+#ifdef __AVX512F__
+  if constexpr (Width == 16) {
+    const auto quads = [&](const float* row) {
+      const __m512 two = _mm512_insertf32x4(_mm512_castps128_ps512(_mm_loadu_ps(row)),
+                                            _mm_loadu_ps(row + 4 * stride), 1);
+      return _mm512_insertf32x4(_mm512_insertf32x4(two, _mm_loadu_ps(row + 8 * stride), 2),
+                                _mm_loadu_ps(row + 12 * stride), 3);
+    };
+    const __m512 a = quads(from), b = quads(from + stride);
+    const __m512 c = quads(from + 2 * stride), d = quads(from + 3 * stride);
+    const __m512d ab_low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
+    const __m512d ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
+    const __m512d cd_low = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
+    const __m512d cd_high = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+    store<16>(to, F32(_mm512_unpacklo_pd(ab_low, cd_low)));
+    store<16>(to + to_stride, F32(_mm512_unpackhi_pd(ab_low, cd_low)));
+    store<16>(to + 2 * to_stride, F32(_mm512_unpacklo_pd(ab_high, cd_high)));
+    store<16>(to + 3 * to_stride, F32(_mm512_unpackhi_pd(ab_high, cd_high)));
+    return;
+  }
 #endif
-}
-
-// Transposes the 4 x 4 matrices that every four lanes of four vectors are.
-inline void transpose_quads(F32& a, F32& b, F32& c, F32& d) {
-#if defined(__AVX512F__)
-  const __m512d ab_low = _mm512_castps_pd(_mm512_unpacklo_ps(__m512(a), __m512(b)));
-  const __m512d ab_high = _mm512_castps_pd(_mm512_unpackhi_ps(__m512(a), __m512(b)));
-  const __m512d cd_low = _mm512_castps_pd(_mm512_unpacklo_ps(__m512(c), __m512(d)));
-  const __m512d cd_high = _mm512_castps_pd(_mm512_unpackhi_ps(__m512(c), __m512(d)));
-  a = F32(_mm512_castpd_ps(_mm512_unpacklo_pd(ab_low, cd_low)));
-  b = F32(_mm512_castpd_ps(_mm512_unpackhi_pd(ab_low, cd_low)));
-  c = F32(_mm512_castpd_ps(_mm512_unpacklo_pd(ab_high, cd_high)));
-  d = F32(_mm512_castpd_ps(_mm512_unpackhi_pd(ab_high, cd_high)));
-#elif defined(__AVX2__)
-  const __m256d ab_low = _mm256_castps_pd(_mm256_unpacklo_ps(__m256(a), __m256(b)));
-  const __m256d ab_high = _mm256_castps_pd(_mm256_unpackhi_ps(__m256(a), __m256(b)));
-  const __m256d cd_low = _mm256_castps_pd(_mm256_unpacklo_ps(__m256(c), __m256(d)));
-  const __m256d cd_high = _mm256_castps_pd(_mm256_unpackhi_ps(__m256(c), __m256(d)));
-  a = F32(_mm256_castpd_ps(_mm256_unpacklo_pd(ab_low, cd_low)));
-  b = F32(_mm256_castpd_ps(_mm256_unpackhi_pd(ab_low, cd_low)));
-  c = F32(_mm256_castpd_ps(_mm256_unpacklo_pd(ab_high, cd_high)));
-  d = F32(_mm256_castpd_ps(_mm256_unpackhi_pd(ab_high, cd_high)));
-#else
-  const F32 ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-  const F32 ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-  const F32 cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
-  const F32 cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-  a = __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5);
-  b = __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7);
-  c = __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5);
-  d = __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7);
+#ifdef __AVX2__
+  if constexpr (Width == 8) {
+    const auto quads = [&](const float* row) {
+      return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row)),
+                                  _mm_loadu_ps(row + 4 * stride), 1);
+    };
+    const __m256 a = quads(from), b = quads(from + stride);
+    const __m256 c = quads(from + 2 * stride), d = quads(from + 3 * stride);
+    const __m256d ab_low = _mm256_castps_pd(_mm256_unpacklo_ps(a, b));
+    const __m256d ab_high = _mm256_castps_pd(_mm256_unpackhi_ps(a, b));
+    const __m256d cd_low = _mm256_castps_pd(_mm256_unpacklo_ps(c, d));
+    const __m256d cd_high = _mm256_castps_pd(_mm256_unpackhi_ps(c, d));
+    store<8>(to, Vector<8>(_mm256_unpacklo_pd(ab_low, cd_low)));
+    store<8>(to + to_stride, Vector<8>(_mm256_unpackhi_pd(ab_low, cd_low)));
+    store<8>(to + 2 * to_stride, Vector<8>(_mm256_unpacklo_pd(ab_high, cd_high)));
+    store<8>(to + 3 * to_stride, Vector<8>(_mm256_unpackhi_pd(ab_high, cd_high)));
+    return;
+  }
 #endif
+  if constexpr (Width == 4) {
+    const Vector<4> a = load<4>(from), b = load<4>(from + stride);
+    const Vector<4> c = load<4>(from + 2 * stride), d = load<4>(from + 3 * stride);
+    const Vector<4> ab_low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+    const Vector<4> ab_high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+    const Vector<4> cd_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+    const Vector<4> cd_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+    store<4>(to, __builtin_shufflevector(ab_low, cd_low, 0, 1, 4, 5));
+    store<4>(to + to_stride, __builtin_shufflevector(ab_low, cd_low, 2, 3, 6, 7));
+    store<4>(to + 2 * to_stride, __builtin_shufflevector(ab_high, cd_high, 0, 1, 4, 5));
+    store<4>(to + 3 * to_stride, __builtin_shufflevector(ab_high, cd_high, 2, 3, 6, 7));
+  }
 }
 
 }  // namespace
