@@ -1,18 +1,14 @@
 """The training loop: one batch from disk to update, and what happens between batches."""
 
 import logging
-import math
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from torch.nn import functional
 from tqdm import tqdm
 
 from dqrm.config import RunConfig
-from dqrm.data.batch import Batch
 from dqrm.data.dataset import PreparedDataset
 from dqrm.data.order import RowOrder
 from dqrm.models.dlrm import DLRM
@@ -20,15 +16,12 @@ from dqrm.tracking.tracker import Tracker
 from dqrm.training.checkpoint import TrainState, prune_checkpoints, save_checkpoint
 from dqrm.training.evaluate import evaluate
 from dqrm.training.optimizer import Optimizer, rate_factor
+from dqrm.training.step import TrainStep, make_step
 
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
 """Pace of progress lines where there is no terminal to draw a bar on."""
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to change."""
 
 
 class Trainer:
@@ -92,14 +85,15 @@ class Trainer:
     def fit(self) -> None:
         """Train from the current state until finished or asked to stop."""
         self.model.train()
+        step = make_step(self.model, self.optimizer, bf16=self.config.train.bf16)
         progress = _Progress(self.total_steps, self.state.step)
         with progress:
             while not self.finished and not self.stop_requested():
-                self._train_epoch(progress)
+                self._train_epoch(step, progress)
         if self.state.step > self._saved_step:
             self._save()
 
-    def _train_epoch(self, progress: "_Progress") -> None:
+    def _train_epoch(self, train_step: TrainStep, progress: "_Progress") -> None:
         """Train on the rest of the current epoch."""
         state, data = self.state, self.config.data
         order = None
@@ -111,7 +105,7 @@ class Trainer:
         for batch in self.train_split.batches(
             data.batch_size, order=order, start_batch=state.batch
         ):
-            loss = self._train_step(batch)
+            loss = train_step(batch, state.step)
             rows = batch.label.numel()
             state.step += 1
             state.batch += 1
@@ -126,22 +120,6 @@ class Trainer:
             if self.finished or self.stop_requested():
                 return
             started = time.perf_counter()
-
-    def _train_step(self, batch: Batch) -> float:
-        """Update the model on one batch and return its mean loss before the update."""
-        self.optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.train.bf16):
-            logits = self.model(batch.dense, batch.indices, batch.offsets)
-        loss = functional.binary_cross_entropy_with_logits(logits.float(), batch.label)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss became {value} at step {self.state.step + 1}; lower optim.lr, set "
-                "optim.clip_norm, or look for extreme values in the dense columns"
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step(self.state.step)
-        return value
 
     def _between_steps(self) -> None:
         """Log, validate and save where due."""

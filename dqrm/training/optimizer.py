@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from dqrm.data.batch import Batch
 from dqrm.kernels.tables import RowGradient
 from dqrm.models.dlrm import DLRM
 from dqrm.models.embedding import EmbeddingBagCollection
@@ -54,14 +55,40 @@ class Optimizer:
         factor = rate_factor(step, self.config)
         gradient = self.collection.row_gradient()
         if self.config.clip_norm is not None:
-            gradient = self._clip(gradient, self.config.clip_norm)
+            self._clip(gradient, self.config.clip_norm)
+        self._step_dense(factor)
+        if gradient is not None:
+            self.rows.step(gradient, self._row_rate(factor))
+
+    def update(self, batch: Batch, grad_pooled: Tensor, step: int) -> None:
+        """Apply gradients that no autograd made, at the rate of ``step`` (0-based).
+
+        Args:
+            batch: whose rows are updated; the dense parameters' gradients are in their ``grad``.
+            grad_pooled: float32 [B, T, D], the gradient of what the collection looked up; samples
+                may be any distance apart.
+            step: 0-based.
+        """
+        factor = rate_factor(step, self.config)
+        if self.config.clip_norm is None:
+            self._step_dense(factor)
+            self.rows.update(batch.indices, batch.offsets, grad_pooled, self._row_rate(factor))
+            return
+        # The norm of the whole gradient must be known before any of it is applied.
+        gradient = self.collection.kernel.row_gradient(batch.indices, batch.offsets, grad_pooled)
+        self._clip(gradient, self.config.clip_norm)
+        self._step_dense(factor)
+        self.rows.step(gradient, self._row_rate(factor))
+
+    def _step_dense(self, factor: float) -> None:
         for group in self.dense.param_groups:
             group["lr"] = self.config.lr * factor
         if self.config.weight_decay:
             self._decay(self.config.lr * factor * self.config.weight_decay)
         self.dense.step()
-        if gradient is not None:
-            self.rows.step(gradient, (self.config.embedding_lr or self.config.lr) * factor)
+
+    def _row_rate(self, factor: float) -> float:
+        return (self.config.embedding_lr or self.config.lr) * factor
 
     def state(self) -> dict[str, Tensor]:
         """Return every state tensor: ``rows.<name>`` and ``dense.<parameter>.<name>``."""
@@ -90,14 +117,13 @@ class Optimizer:
             if state:
                 self.dense.state[parameter] = state
 
-    def _clip(self, gradient: RowGradient | None, clip_norm: float) -> RowGradient | None:
+    def _clip(self, gradient: RowGradient | None, clip_norm: float) -> None:
         dense = [p.grad for p in self._parameters if p.grad is not None]
         rows = [] if gradient is None else [gradient.values]
         norms = torch.stack([g.norm() for g in dense + rows])
         factor = (clip_norm / (norms.norm() + 1e-6)).clamp_max(1.0)
         for tensor in dense + rows:
             tensor.mul_(factor)
-        return gradient
 
     @torch.no_grad()
     def _decay(self, amount: float) -> None:

@@ -16,9 +16,9 @@ from dqrm.config import RunConfig
 from dqrm.data.dataset import PreparedDataset
 from dqrm.tracking.config import TrackingConfig
 from dqrm.training.checkpoint import list_checkpoints, read_checkpoint
-from dqrm.training.loop import TrainingError
 from dqrm.training.run import train
 from dqrm.training.saved import evaluate_saved
+from dqrm.training.step import TrainingError
 
 NETWORK = {"embedding_dim": 8, "bottom_mlp": [16], "top_mlp": [16], "dropout": 0.2}
 
