@@ -9,6 +9,7 @@ from dqrm.bench.speed.embedding import embedding_entries
 from dqrm.bench.speed.packed import packed_entries
 from dqrm.bench.speed.step import step_entries
 from dqrm.bench.speed.traffic import Shape, Traffic, kaggle_shape, largest_table_shape
+from dqrm.data.synth import CRITEO_KAGGLE_CARDINALITIES
 
 Tables = Callable[[int, float, int | None], Shape]
 
@@ -32,6 +33,8 @@ class Group:
     work: Callable[[Traffic], float] = _lookups
     """Units of one call."""
     tables: Tables = kaggle_shape
+    bags: int = 1
+    """Bags of each table for one sample."""
     skewed: bool = True
     """Whether it matters which ids are looked up."""
     row_passes: int = 0
@@ -74,10 +77,11 @@ KERNELS = (
     Group("packed", "packed INT4 look-up", packed_entries, "look-ups", row_passes=1),
     Group(
         "packed-one-table",
-        "packed INT4 look-up in the largest table alone",
+        "packed INT4 look-up, 26 ids a sample of the largest table",
         packed_entries,
         "look-ups",
         tables=largest_table_shape,
+        bags=len(CRITEO_KAGGLE_CARDINALITIES),
         row_passes=1,
     ),
     Group(

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dqrm.bench.speed.report import rate_text
+from dqrm.bench.speed.report import rate_text, shown
 from dqrm.bench.speed.study import Case
 
 _COLOURS = {"ours": "C0", "peer": "C7", "limit": "C3"}
@@ -27,7 +27,7 @@ def plot_cases(cases: Sequence[Case], path: Path) -> None:
 
 
 def _draw(axis: Axes, case: Case) -> None:
-    found = sorted(case.measured, key=lambda measured: measured.cpu.median, reverse=True)
+    found = sorted(shown(case), key=lambda measured: measured.cpu.median, reverse=True)
     rates = [measured.rate_per_cpu_second for measured in found]
     low = [case.work_per_call / measured.cpu.upper_quartile for measured in found]
     high = [case.work_per_call / measured.cpu.lower_quartile for measured in found]

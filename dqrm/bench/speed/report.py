@@ -11,15 +11,14 @@ _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
 def case_rows(case: Case) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the lines of a case's table, ours first, then by CPU time."""
+    """Return the header and the lines of a case's table: ours, peers, the fastest limit."""
     ours = [found.name for found in case.measured if found.role == "ours"]
     moves = any(found.gigabytes_per_second for found in case.measured)
     header = ["", "CPU ms", "quartiles", "wall ms", f"{case.unit}/CPU-s"]
     header += ["GB/s"] if moves else []
     header += [f"{name} is" for name in ours]
-    ranks = {"ours": 0, "peer": 1, "limit": 2}
     lines = []
-    for found in sorted(case.measured, key=lambda m: (ranks[m.role], m.cpu.median)):
+    for found in shown(case):
         line = [
             found.name,
             f"{1e3 * found.cpu.median:.3f}",
@@ -33,6 +32,14 @@ def case_rows(case: Case) -> tuple[list[str], list[list[str]]]:
         line += [_ratio(found, name) for name in ours]
         lines.append(line)
     return header, lines
+
+
+def shown(case: Case) -> list[Measured]:
+    """Return ours, then peers, each by CPU time, then the fastest limit."""
+    by_time = sorted(case.measured, key=lambda found: found.cpu.median)
+    limits = [found for found in by_time if found.role == "limit"][:1]
+    rest = [found for found in by_time if found.role != "limit"]
+    return sorted(rest, key=lambda found: found.role != "ours") + limits
 
 
 def rate_text(rate: float) -> str:

@@ -21,7 +21,6 @@ from dqrm.bench.speed.timing import Runner, Spread, Timing, take_turns
 from dqrm.bench.speed.traffic import (
     RING_LOOKUPS,
     IndexKind,
-    Shape,
     Traffic,
     default_max_rows,
     make_traffic,
@@ -156,9 +155,11 @@ def run_study(
             try:
                 for batch in plan.batches:
                     for kind in plan.kinds if group.skewed else plan.kinds[:1]:
-                        traffic = make_traffic(shape, batch, kind, plan.seed, plan.ring_lookups)
+                        traffic = make_traffic(
+                            shape, batch * group.bags, kind, plan.seed, plan.ring_lookups
+                        )
                         for threads in plan.threads:
-                            case = _case(group, shape, traffic, threads, skipped)
+                            case = _case(group, batch, traffic, threads, skipped)
                             _measure(case, group, built, traffic, plan, progress)
                             yield case
             finally:
@@ -189,18 +190,18 @@ def _build(entries: Sequence[Entry]) -> tuple[list[tuple[Entry, Contestant]], di
 
 
 def _case(
-    group: Group, shape: Shape, traffic: Traffic, threads: int, skipped: dict[str, str]
+    group: Group, batch: int, traffic: Traffic, threads: int, skipped: dict[str, str]
 ) -> Case:
     return Case(
         group=group.name,
         title=group.title,
         unit=group.unit,
-        batch=traffic.batch,
-        dim=shape.dim,
+        batch=batch,
+        dim=traffic.shape.dim,
         indices=traffic.kind if group.skewed else None,
         threads=threads,
-        tables=len(shape.rows),
-        rows=shape.total_rows,
+        tables=len(traffic.shape.rows),
+        rows=traffic.shape.total_rows,
         work_per_call=group.work(traffic),
         skipped=dict(skipped),
     )
