@@ -14,10 +14,12 @@ from dqrm.bench.speed.torch_model import TorchDense
 from dqrm.bench.speed.torchrec_step import TorchRecStep
 from dqrm.bench.speed.traffic import Shape, Traffic
 from dqrm.compress.config import QuantConfig
+from dqrm.data.batch import Batch
 from dqrm.models.config import ModelConfig
 from dqrm.models.dlrm import build_dlrm
 from dqrm.training.config import OptimConfig
 from dqrm.training.optimizer import Optimizer
+from dqrm.training.step import make_step
 
 POSITIVES = 0.256
 """Share of clicks in the Criteo Kaggle log."""
@@ -51,24 +53,20 @@ class OurStep:
         quant = QuantConfig(bits=bits, mlp_bits=bits)
         self.model = build_dlrm(model, quant, num_dense=NUM_DENSE, tables=tables)
         self.model.train()
-        self.optimizer = Optimizer(self.model, OptimConfig(name="sgd", lr=LEARNING_RATE))
+        optimizer = Optimizer(self.model, OptimConfig(name="sgd", lr=LEARNING_RATE))
+        self.step = make_step(self.model, optimizer, bf16=True)
 
     def start(self, traffic: Traffic) -> Call:
-        """Take int32 ids, the type that prepared data holds."""
-        ring = [ids.flatten().to(torch.int32) for ids in traffic.batches]
+        """Make the batches that data loading hands out, with int32 ids."""
         columns = dense_and_labels(traffic.batch)
-        model, optimizer = self.model, self.optimizer
+        ring = [
+            Batch(columns[n % RING][0], ids.flatten().to(torch.int32), None, columns[n % RING][1])
+            for n, ids in enumerate(traffic.batches)
+        ]
+        step = self.step
 
         def call(number: int) -> float:
-            dense, label = columns[number % RING]
-            optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16):
-                logits = model(dense, ring[traffic.pick(number)])
-            loss = functional.binary_cross_entropy_with_logits(logits.float(), label)
-            value = loss.item()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step(number)
-            return value
+            return step(ring[traffic.pick(number)], number)
 
         return call
 
