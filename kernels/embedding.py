@@ -15,7 +15,7 @@ from torch import Tensor
 from dqrm.kernels.cpu import announce_fallback, isa_level, native
 from dqrm.kernels.dlpack import capsule
 from dqrm.kernels.embedding_reference import TableBatchReference
-from dqrm.kernels.row_storage import FloatRows, RowStorage
+from dqrm.kernels.row_storage import RoundedRows, RowStorage
 from dqrm.kernels.rules import RowRule
 from dqrm.kernels.tables import RowGradient, TableLayout
 
@@ -36,15 +36,18 @@ class TableBatch:
 
     Args:
         layout: the tables.
-        weight: float32 [R, D], contiguous, D <= 1024; written in place by updates.
+        storage: of the rows, contiguous, D <= 1024; written in place by updates.
         scales: float32 [T]; written in place where ``layout.exact``.
     """
 
-    def __init__(self, layout: TableLayout, weight: Tensor, scales: Tensor) -> None:
+    def __init__(self, layout: TableLayout, storage: RowStorage, scales: Tensor) -> None:
         module = native()
         assert module is not None
         self._native: Any = module.EmbeddingTables(
-            capsule(weight),
+            storage.kind,
+            capsule(storage.tensor),
+            storage.dim,
+            capsule(storage.clock) if isinstance(storage, RoundedRows) else None,
             capsule(scales),
             list(layout.names),
             list(layout.rows),
@@ -141,6 +144,15 @@ class TableBatch:
         )
         rule.count_step()
 
+    def write_rows(self, rows: Tensor, values: Tensor) -> None:
+        """Make ``rows`` (int64 [U], distinct) hold ``values`` (float32 [U, D]).
+
+        Scales are left as they are.
+        """
+        self._native.write_rows(
+            capsule(rows.contiguous()), capsule(values.contiguous()), torch.get_num_threads()
+        )
+
     def rows_changed(self, rows: Tensor) -> None:
         """Take in that ``rows`` (int64 [U], numbers in the storage) were written from outside."""
         self._native.rows_changed(capsule(rows.contiguous()))
@@ -175,7 +187,7 @@ class EmbeddingTables:
         self._bound: tuple[int, int] | None = None
 
     def on(self, weight: Tensor, scales: Tensor) -> TableBatch | TableBatchReference:
-        """Return the kernel: compiled, or plain where the rows are not float32 or nothing is built.
+        """Return the kernel: compiled, or plain where nothing is built or rows are too wide.
 
         Binding to memory not seen before reads all weights once where scales are kept exact.
 
@@ -206,6 +218,6 @@ def _kernel(
     module = native()
     if module is None:
         announce_fallback()
-    elif isinstance(storage, FloatRows) and storage.dim <= module.max_embedding_dim:
-        return TableBatch(layout, storage.tensor, scales)
+    elif storage.dim <= module.max_embedding_dim:
+        return TableBatch(layout, storage, scales)
     return TableBatchReference(layout, storage, scales)

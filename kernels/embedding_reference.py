@@ -111,6 +111,10 @@ class TableBatchReference:
         rule.step_reference(self._storage, rows, values, lr)
         self.rows_changed(rows)
 
+    def write_rows(self, rows: Tensor, values: Tensor) -> None:
+        """Make ``rows`` hold ``values``."""
+        self._storage.write(rows, values)
+
     def rows_changed(self, rows: Tensor) -> None:
         """Take in that rows were written from outside."""
         if self._maxima is not None:

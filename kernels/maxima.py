@@ -23,11 +23,6 @@ def level_counts(table_rows: Sequence[int]) -> list[Tensor]:
     return levels
 
 
-def tree_nodes(table_rows: Sequence[int]) -> int:
-    """Return the number of maxima, 4 bytes each, that a MaxTree of these tables keeps."""
-    return sum(int(counts.sum()) for counts in level_counts(table_rows))
-
-
 def bound_nodes(table_rows: Sequence[int]) -> int:
     """Return the number of bounds, 4 bytes each, that the compiled kernel keeps of these tables.
 

@@ -21,6 +21,9 @@ mix32 is the two-round hash with the least known bias (github.com/skeeto/hash-pr
 import torch
 from torch import Tensor
 
+BFLOAT16_NAN = 0x7FC0
+"""The bits of the only NaN that is written."""
+
 _MASK32 = 0xFFFFFFFF
 _MASK64 = 0xFFFFFFFFFFFFFFFF
 _GOLDEN32 = 0x9E3779B9
@@ -68,8 +71,8 @@ def round_to_bfloat16_reference(values: Tensor, bits: Tensor) -> Tensor:
     """
     # Adding to the bits below bfloat16's carries into them with the wanted probability.
     carried = values.view(torch.int32) + (bits >> 16).to(torch.int32)
-    rounded = (carried >> 16).to(torch.int16).view(torch.bfloat16)
-    return torch.where(values.isnan(), torch.nan, rounded)
+    upper = torch.where(values.isnan(), BFLOAT16_NAN, carried >> 16)
+    return upper.to(torch.int16).view(torch.bfloat16)
 
 
 def _mix32(x: Tensor) -> Tensor:

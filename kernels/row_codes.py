@@ -1,7 +1,7 @@
 """Rows kept as integer codes and a step of their own, with no copy in full precision beside.
 
-A row of D elements is a bfloat16 step followed by its codes, two's complement: one byte each at 8
-bits; at 4 bits byte j holds element j in its low half and element j + ceil(D/2) in its high half.
+A row of D elements is a bfloat16 step, lower byte first, followed by its codes of 8 or 4 bits as
+dqrm.kernels.code_layout packs them.
 
     value    w = step * code        exact: 8 significant bits times at most 7
     codes    |code| <= n = 2**(bits-1) - 1
@@ -20,7 +20,8 @@ all others pay for one stochastic rounding of their change; a new step rounds ev
 import torch
 from torch import Tensor
 
-from dqrm.kernels.rounding import round_to_integer_reference
+from dqrm.kernels.code_layout import pack, packed_dtype, packed_row_bytes, unpack
+from dqrm.kernels.rounding import BFLOAT16_NAN, round_to_integer_reference
 
 STEP_BYTES = 2
 """A bfloat16."""
@@ -34,7 +35,7 @@ SMALLEST_MAX_ABS = 1e-8
 
 def row_bytes(dim: int, bits: int) -> int:
     """Return the bytes of one row of ``dim`` codes of 8 or 4 bits and its step."""
-    return STEP_BYTES + -(-dim * bits // 8)
+    return STEP_BYTES + packed_row_bytes(dim, bits)
 
 
 def read_steps_reference(rows: Tensor) -> Tensor:
@@ -46,11 +47,7 @@ def read_steps_reference(rows: Tensor) -> Tensor:
 def read_codes_reference(rows: Tensor, bits: int, dim: int) -> Tensor:
     """Return the codes of encoded rows (uint8 [U, row_bytes]), float32 [U, dim]."""
     packed = rows[:, STEP_BYTES:]
-    if bits == 8:
-        return packed.view(torch.int8).float()
-    halves = torch.cat([packed & 15, packed >> 4], dim=1)[:, :dim]
-    # Sign-extend: the upper half of the unsigned range stands for the negative codes.
-    return ((halves ^ 8).to(torch.int8) - 8).float()
+    return unpack(packed.view(packed_dtype(bits)), bits, dim)
 
 
 def read_rows_reference(rows: Tensor, bits: int, dim: int) -> Tensor:
@@ -80,16 +77,10 @@ def write_rows_reference(values: Tensor, steps: Tensor, random: Tensor, bits: in
     steps = torch.where(keep, steps, fresh)
     finite = max_abs.isfinite()
     codes = round_to_integer_reference(values / steps.unsqueeze(1), random)
-    codes = torch.where(finite.unsqueeze(1), codes, 0).clamp_(-largest, largest).to(torch.int8)
-    steps = torch.where(finite, steps, torch.nan).to(torch.bfloat16)
-    if bits == 8:
-        packed = codes.view(torch.uint8)
-    else:
-        half = -(-codes.shape[1] // 2)
-        low, high = codes[:, :half] & 15, codes[:, half:] & 15
-        high = torch.nn.functional.pad(high, (0, half - high.shape[1]))
-        packed = (low | (high << 4)).view(torch.uint8)
-    return torch.cat([steps.unsqueeze(1).view(torch.uint8), packed], dim=1)
+    codes = torch.where(finite.unsqueeze(1), codes, 0).clamp_(-largest, largest)
+    upper = torch.where(finite, steps.view(torch.int32) >> 16, BFLOAT16_NAN)
+    step_bytes = torch.stack([upper & 255, upper >> 8], dim=1).to(torch.uint8)
+    return torch.cat([step_bytes, pack(codes, bits).view(torch.uint8)], dim=1)
 
 
 def _bfloat16_above(values: Tensor) -> Tensor:

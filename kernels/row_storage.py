@@ -30,6 +30,9 @@ class RowStorage(ABC):
         dim: D.
     """
 
+    kind: StorageKind
+    """Its name in the configuration."""
+
     state_dtype: torch.dtype = torch.float32
     """What the optimizer keeps its state of the rows in."""
 
@@ -69,6 +72,8 @@ class RowStorage(ABC):
 
 class FloatRows(RowStorage):
     """Rows in float32."""
+
+    kind = "fp32"
 
     def read(self, rows: Tensor) -> Tensor:
         """Return the values of some rows."""
@@ -117,6 +122,8 @@ class RoundedRows(RowStorage):
 class BFloatRows(RoundedRows):
     """Rows in bfloat16."""
 
+    kind = "bf16"
+
     def read(self, rows: Tensor) -> Tensor:
         """Return the values of some rows."""
         return self.tensor.index_select(0, rows).float()
@@ -133,14 +140,17 @@ class CodeRows(RoundedRows):
         tensor: uint8 [R, row_bytes] (see dqrm.kernels.row_codes).
         dim: D.
         clock: as in RoundedRows.
-        bits: 8 or 4.
+        kind: "int8" or "int4".
     """
 
     on_grid = True
 
-    def __init__(self, tensor: Tensor, dim: int, clock: Tensor, bits: int) -> None:
+    def __init__(
+        self, tensor: Tensor, dim: int, clock: Tensor, kind: Literal["int8", "int4"]
+    ) -> None:
         super().__init__(tensor, dim, clock)
-        self.bits = bits
+        self.kind = kind
+        self.bits = code_bits(kind)
 
     def read(self, rows: Tensor) -> Tensor:
         """Return the values of some rows."""
@@ -159,10 +169,15 @@ class CodeRows(RoundedRows):
         return codes, read_steps_reference(encoded)
 
 
+def code_bits(kind: Literal["int8", "int4"]) -> int:
+    """Return the bits of a code."""
+    return 8 if kind == "int8" else 4
+
+
 def stored_row_bytes(kind: StorageKind, dim: int) -> int:
     """Return the bytes of one row of ``dim`` elements."""
-    if kind in ("int8", "int4"):
-        return row_bytes(dim, int(kind[3:]))
+    if kind == "int8" or kind == "int4":
+        return row_bytes(dim, code_bits(kind))
     return dim * (4 if kind == "fp32" else 2)
 
 
@@ -174,4 +189,4 @@ def make_storage(kind: StorageKind, num_rows: int, dim: int) -> RowStorage:
     if kind == "bf16":
         return BFloatRows(huge_pages.zeros(num_rows, dim, dtype=torch.bfloat16), dim, clock)
     rows = huge_pages.zeros(num_rows, stored_row_bytes(kind, dim), dtype=torch.uint8)
-    return CodeRows(rows, dim, clock, int(kind[3:]))
+    return CodeRows(rows, dim, clock, kind)

@@ -124,7 +124,7 @@ class RowRule:
         if self.name == "adagrad":
             total = storage.read_state(state["sum"], rows) + mean_square_reference(gradient)
             storage.write_state(state["sum"], rows, total, first=dim)
-            return (torch.tensor(lr) / (total.sqrt() + self.eps)).unsqueeze(1) * gradient
+            return (torch.tensor(lr) / (_sqrt(total) + self.eps)).unsqueeze(1) * gradient
         beta1, beta2 = self.betas
         c1, c2 = self.corrections()
         first = beta1 * storage.read_state(state["first"], rows) + (1 - beta1) * gradient
@@ -132,7 +132,12 @@ class RowRule:
         second += (1 - beta2) * (gradient * gradient)
         storage.write_state(state["first"], rows, first, first=dim)
         storage.write_state(state["second"], rows, second, first=2 * dim)
-        return (lr / c1 * first) / (second.sqrt() * (1 / math.sqrt(c2)) + self.eps)
+        return (lr / c1 * first) / (_sqrt(second) * (1 / math.sqrt(c2)) + self.eps)
+
+
+def _sqrt(values: Tensor) -> Tensor:
+    """Return the correctly rounded root; that of torch may be off by one unit in the last place."""
+    return values.double().sqrt().float()
 
 
 def mean_square_reference(values: Tensor) -> Tensor:

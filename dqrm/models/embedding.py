@@ -130,7 +130,7 @@ class EmbeddingBagCollection(nn.Module):
             for begin in range(start, end, 1 << 16):
                 rows = torch.arange(begin, min(begin + (1 << 16), end))
                 values = torch.empty(rows.numel(), self.embedding_dim).uniform_(-bound, bound)
-                self.storage.write(rows, values)
+                self.kernel.write_rows(rows, values)
         self.refresh_scales()
 
     def table_rows(self) -> list[Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dqrm.compress.config import QuantConfig
 from dqrm.compress.grids import packed_row_bytes
-from dqrm.kernels.maxima import bound_nodes, tree_nodes
+from dqrm.kernels.maxima import bound_nodes
 from dqrm.kernels.row_storage import stored_row_bytes
 from dqrm.models.config import ModelConfig
 from dqrm.models.dlrm import interaction_width, table_bits
@@ -73,12 +73,8 @@ def model_sizes(
     per_parameter = {"sgd": 0, "adagrad": 1, "adam": 2}[optim.name]
     state = rows * per_row * (4 if quant.storage == "fp32" else 2) + 4 * parameters * per_parameter
     quantized = [count for (_, count), b in zip(tables, bits, strict=True) if b < 32]
-    maxima = 0
-    if quantized and quant.granularity == "table" and not quant.scale_period:
-        # Rows that the compiled loops do not read have a maximum each.
-        plain = quant.storage != "fp32"
-        nodes = tree_nodes([count for _, count in tables]) if plain else bound_nodes(quantized)
-        maxima = 4 * nodes
+    exact = quant.granularity == "table" and not quant.scale_period
+    maxima = 4 * bound_nodes(quantized) if exact else 0
     return ModelSizes(
         fp32_bytes=fp32,
         packed_bytes=packed,

@@ -21,7 +21,8 @@ def build_model(config: RunConfig, dataset: PreparedDataset) -> DLRM:
     assert isinstance(model.emb_l, EmbeddingBagCollection)
     hashed = torch.tensor([table.hashed for table in dataset.tables])
     unknown = model.emb_l.table_start[~hashed]
-    model.emb_l.storage.write(unknown, torch.zeros(unknown.numel(), model.emb_l.embedding_dim))
+    zeros = torch.zeros(unknown.numel(), model.emb_l.embedding_dim)
+    model.emb_l.kernel.write_rows(unknown, zeros)
     model.emb_l.refresh_scales()
     return model
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dqrm.kernels.maxima import FANOUT, MaxTree, bound_nodes, tree_nodes
+from dqrm.kernels.maxima import FANOUT, MaxTree, bound_nodes
 
 
 def scan(weight, table_rows):
@@ -47,11 +47,6 @@ def test_no_rows_change_nothing():
     tree.rebuild(torch.ones(3, 2))
     tree.update(torch.empty(0, dtype=torch.int64), torch.empty(0, 2), torch.tensor([0]))
     assert tree.table_max.tolist() == [1.0]
-
-
-def test_node_count_is_what_is_allocated():
-    rows = [1, 64, 65, 5000]
-    assert 4 * tree_nodes(rows) == MaxTree(rows).nbytes
 
 
 def test_nodes_of_the_compiled_tree_by_hand():

@@ -20,6 +20,7 @@
 
 #include "../common/arrays.h"
 #include "../common/levels.h"
+#include "step_key.h"
 #include "table_batch.h"
 
 namespace nb = nanobind;
@@ -32,6 +33,8 @@ namespace {
 using IdArray = nb::ndarray<nb::ro, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Offsets = std::optional<Array<const int64_t>>;
 using Weights = std::optional<Array<const float>>;
+// Rows or an optimizer's state of rows, in whatever they are kept.
+using Kept = nb::ndarray<nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 // [B, T, D] with contiguous [T, D].
 using Samples = nb::ndarray<float, nb::ndim<3>, nb::device::cpu>;
 
@@ -39,14 +42,63 @@ void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
+Kind kind_named(const std::string& name) {
+  if (name == "fp32") return Kind::fp32;
+  if (name == "bf16") return Kind::bf16;
+  if (name == "int8") return Kind::int8;
+  require(name == "int4", "no such storage");
+  return Kind::int4;
+}
+
+nb::dlpack::dtype bfloat16() { return {uint8_t(nb::dlpack::dtype_code::Bfloat), 16, 1}; }
+
+// Whether an array is what rows, or an optimizer's state of them, are kept in.
+bool holds_rows(const Kept& rows, Kind kind, size_t dim) {
+  if (kind == Kind::fp32) return rows.dtype() == nb::dtype<float>() && rows.shape(1) == dim;
+  if (kind == Kind::bf16) return rows.dtype() == bfloat16() && rows.shape(1) == dim;
+  const size_t bytes = 2 + (kind == Kind::int8 ? dim : (dim + 1) / 2);
+  return rows.dtype() == nb::dtype<uint8_t>() && rows.shape(1) == bytes;
+}
+
+bool holds_state(const Kept& state, Kind kind, size_t rows, size_t width) {
+  const bool typed = state.dtype() == (kind == Kind::fp32 ? nb::dtype<float>() : bfloat16());
+  return typed && state.shape(0) == rows && state.shape(1) == width;
+}
+
+const LookupLoops& lookup_loops(Kind kind, Level level) {
+  switch (kind) {
+    case Kind::bf16:
+      return DQRM_LOOPS_AT(level, bf16_lookup_loops);
+    case Kind::int8:
+      return DQRM_LOOPS_AT(level, int8_lookup_loops);
+    case Kind::int4:
+      return DQRM_LOOPS_AT(level, int4_lookup_loops);
+    default:
+      return DQRM_LOOPS_AT(level, fp32_lookup_loops);
+  }
+}
+
+const UpdateLoops& update_loops(Kind kind, Level level) {
+  switch (kind) {
+    case Kind::bf16:
+      return DQRM_LOOPS_AT(level, bf16_update_loops);
+    case Kind::int8:
+      return DQRM_LOOPS_AT(level, int8_update_loops);
+    case Kind::int4:
+      return DQRM_LOOPS_AT(level, int4_update_loops);
+    default:
+      return DQRM_LOOPS_AT(level, fp32_update_loops);
+  }
+}
+
 // The optimizer's state and settings; made once, told the rate at every step.
 struct RowRule {
   RuleStep step;
   double beta1, beta2, weight_decay;
-  std::optional<Array<float, 2>> first, second;  // [R, 1] or [R, D]
+  std::optional<Kept> first, second;  // [R, 1] or [R, D]
 
   RowRule(const std::string& name, double eps, double beta1, double beta2, double weight_decay,
-          std::optional<Array<float, 2>> first, std::optional<Array<float, 2>> second)
+          std::optional<Kept> first, std::optional<Kept> second)
       : step{}, beta1(beta1), beta2(beta2), weight_decay(weight_decay), first(first),
         second(second) {
     if (name == "sgd") {
@@ -69,12 +121,12 @@ struct RowRule {
 
   void require_fit(const TableBatch& tables) const {
     const size_t rows = size_t(tables.rows()), dim = size_t(tables.dim());
+    const char* message = "state must be [R, 1] or [R, D], of the type the storage asks for";
     if (step.rule == Rule::adagrad) {
-      require(first->shape(0) == rows && first->shape(1) == 1, "sums must be [R, 1]");
+      require(holds_state(*first, tables.kind(), rows, 1), message);
     } else if (step.rule == Rule::adam) {
-      for (const auto& moment : {*first, *second}) {
-        require(moment.shape(0) == rows && moment.shape(1) == dim, "moments must be [R, D]");
-      }
+      require(holds_state(*first, tables.kind(), rows, dim), message);
+      require(holds_state(*second, tables.kind(), rows, dim), message);
     }
   }
 
@@ -92,14 +144,18 @@ struct RowRule {
 // A TableBatch and the arrays it lives on.
 class Tables {
  public:
-  Tables(Array<float, 2> weight, Array<float> scales, std::vector<std::string> names,
-         std::vector<int64_t> rows, std::vector<float> largest, bool by_row, bool mean, bool clip,
-         bool exact, const std::string& level)
-      : weight_(weight), scales_(scales) {
+  Tables(const std::string& kind, Kept weight, int dim, std::optional<Array<int64_t>> clock,
+         Array<float> scales, std::vector<std::string> names, std::vector<int64_t> rows,
+         std::vector<float> largest, bool by_row, bool mean, bool clip, bool exact,
+         const std::string& level)
+      : weight_(weight), clock_(clock), scales_(scales) {
     require(names.size() == rows.size() && names.size() == largest.size() &&
                 scales.shape(0) == names.size() && !names.empty(),
             "one name, row count, largest code and scale for each table");
-    require(weight.shape(1) >= 1 && weight.shape(1) <= size_t(kMaxDim), "dim out of range");
+    const Kind kept = kind_named(kind);
+    require(dim >= 1 && dim <= kMaxDim, "dim out of range");
+    require(holds_rows(weight, kept, size_t(dim)), "weight does not fit the storage");
+    require(kept == Kind::fp32 || (clock && clock->shape(0) == 2), "rounded rows need a clock");
     std::vector<TableSpec> specs;
     int64_t total = 0;
     for (size_t table = 0; table < names.size(); ++table) {
@@ -110,8 +166,8 @@ class Tables {
     require(size_t(total) == weight.shape(0), "weight must hold the rows of all tables");
     const Level at = level_named(level);
     tables_ = std::make_unique<TableBatch>(
-        Storage{weight.data(), int(weight.shape(1))}, scales.data(), std::move(specs), by_row, mean,
-        clip, exact, DQRM_LOOPS_AT(at, lookup_loops), DQRM_LOOPS_AT(at, update_loops));
+        Storage{kept, weight.data(), dim, 0}, scales.data(), std::move(specs), by_row, mean, clip,
+        exact, lookup_loops(kept, at), update_loops(kept, at));
   }
 
   void look_up(IdArray ids, Offsets offsets, Weights weights, Samples out, int threads) {
@@ -129,6 +185,7 @@ class Tables {
     rule.require_fit(*tables_);
     nb::gil_scoped_release release;
     tables_->check(lookups);
+    begin_step();
     tables_->update(lookups, grad.data(), stride, rule.at(lr, correction1, correction2), threads);
   }
 
@@ -160,8 +217,18 @@ class Tables {
             "values must be [U, D] for rows [U]");
     rule.require_fit(*tables_);
     nb::gil_scoped_release release;
+    tables_->check_ascending(rows.data(), int64_t(rows.shape(0)));
+    begin_step();
     tables_->apply(rows.data(), int64_t(rows.shape(0)), values.data(),
                    rule.at(lr, correction1, correction2), threads);
+  }
+
+  void write_rows(Array<const int64_t> rows, Array<const float, 2> values, int threads) {
+    require(values.shape(0) == rows.shape(0) && values.shape(1) == size_t(tables_->dim()),
+            "values must be [U, D] for rows [U]");
+    nb::gil_scoped_release release;
+    set_key();
+    tables_->write_rows(rows.data(), int64_t(rows.shape(0)), values.data(), threads);
   }
 
   void rows_changed(Array<const int64_t> rows) {
@@ -177,6 +244,17 @@ class Tables {
   }
 
  private:
+  // The clock holds a seed and the number of the step; see dqrm.kernels.rounding.
+  void begin_step() {
+    if (clock_) ++clock_->data()[1];
+    set_key();
+  }
+
+  void set_key() {
+    if (!clock_) return;
+    tables_->set_key(step_key(uint64_t(clock_->data()[0]), uint64_t(clock_->data()[1])));
+  }
+
   Lookups lookups_of(const IdArray& ids, const Offsets& offsets, const Weights& weights) const {
     const bool wide = ids.dtype() == nb::dtype<int64_t>();
     require(wide || ids.dtype() == nb::dtype<int32_t>(), "indices must be int32 or int64");
@@ -224,7 +302,8 @@ class Tables {
     return samples.stride(0);
   }
 
-  Array<float, 2> weight_;
+  Kept weight_;
+  std::optional<Array<int64_t>> clock_;
   Array<float> scales_;
   std::unique_ptr<TableBatch> tables_;
 };
@@ -242,19 +321,20 @@ void bind_embedding(nb::module_& module) {
   module.attr("max_embedding_dim") = kMaxDim;
   nb::class_<RowRule>(module, "RowRule")
       .def(nb::init<const std::string&, double, double, double, double,
-                    std::optional<Array<float, 2>>, std::optional<Array<float, 2>>>(),
+                    std::optional<Kept>, std::optional<Kept>>(),
            "name"_a, "eps"_a, "beta1"_a, "beta2"_a, "weight_decay"_a, "first"_a.none(),
            "second"_a.none(),
            nb::sig("def __init__(self, name: str, eps: float, beta1: float, beta2: float, "
                    "weight_decay: float, first: object, second: object) -> None"));
   nb::class_<Tables>(module, "EmbeddingTables")
-      .def(nb::init<Array<float, 2>, Array<float>, std::vector<std::string>, std::vector<int64_t>,
-                    std::vector<float>, bool, bool, bool, bool, const std::string&>(),
-           "weight"_a, "scales"_a, "names"_a, "rows"_a, "largest"_a, "by_row"_a, "mean"_a,
-           "clip"_a, "exact"_a, "level"_a,
-           nb::sig("def __init__(self, weight: object, scales: object, names: list[str], "
-                   "rows: list[int], largest: list[float], by_row: bool, mean: bool, clip: bool, "
-                   "exact: bool, level: str) -> None"))
+      .def(nb::init<const std::string&, Kept, int, std::optional<Array<int64_t>>, Array<float>,
+                    std::vector<std::string>, std::vector<int64_t>, std::vector<float>, bool, bool,
+                    bool, bool, const std::string&>(),
+           "kind"_a, "weight"_a, "dim"_a, "clock"_a.none(), "scales"_a, "names"_a, "rows"_a,
+           "largest"_a, "by_row"_a, "mean"_a, "clip"_a, "exact"_a, "level"_a,
+           nb::sig("def __init__(self, kind: str, weight: object, dim: int, clock: object, "
+                   "scales: object, names: list[str], rows: list[int], largest: list[float], "
+                   "by_row: bool, mean: bool, clip: bool, exact: bool, level: str) -> None"))
       .def("look_up", &Tables::look_up, "indices"_a, "offsets"_a.none(), "weights"_a.none(),
            "out"_a, "threads"_a,
            nb::sig("def look_up(self, indices: object, offsets: object, weights: object, "
@@ -272,6 +352,8 @@ void bind_embedding(nb::module_& module) {
            "correction2"_a, "threads"_a,
            nb::sig("def apply(self, rows: object, values: object, rule: RowRule, lr: float, "
                    "correction1: float, correction2: float, threads: int) -> None"))
+      .def("write_rows", &Tables::write_rows, "rows"_a, "values"_a, "threads"_a,
+           nb::sig("def write_rows(self, rows: object, values: object, threads: int) -> None"))
       .def("rows_changed", &Tables::rows_changed, "rows"_a,
            nb::sig("def rows_changed(self, rows: object) -> None"))
       .def("maxima_bytes", &Tables::maxima_bytes)

@@ -25,9 +25,17 @@ struct UpdateLoops {
   // Sums the gradients of every touched row and takes the step.
   void (*update)(const Storage&, const TableView&, const TouchedRows&, const BagGradient&,
                  const Bounds&, const RuleStep&);
+  // Writes values [count, D] to rows, which count over all tables.
+  void (*write_rows)(const Storage&, const int64_t* rows, int64_t count, const float* values);
 };
 
-DQRM_DECLARE_LOOPS(LookupLoops, lookup_loops)
-DQRM_DECLARE_LOOPS(UpdateLoops, update_loops)
+DQRM_DECLARE_LOOPS(LookupLoops, fp32_lookup_loops)
+DQRM_DECLARE_LOOPS(LookupLoops, bf16_lookup_loops)
+DQRM_DECLARE_LOOPS(LookupLoops, int8_lookup_loops)
+DQRM_DECLARE_LOOPS(LookupLoops, int4_lookup_loops)
+DQRM_DECLARE_LOOPS(UpdateLoops, fp32_update_loops)
+DQRM_DECLARE_LOOPS(UpdateLoops, bf16_update_loops)
+DQRM_DECLARE_LOOPS(UpdateLoops, int8_update_loops)
+DQRM_DECLARE_LOOPS(UpdateLoops, int4_update_loops)
 
 }  // namespace dqrm

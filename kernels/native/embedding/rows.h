@@ -45,8 +45,41 @@ inline void prefetch_bytes(const void* from, int64_t bytes) {
   for (int64_t line = 0; line < asked; line += 64) __builtin_prefetch(at + line, Write ? 1 : 0, 3);
 }
 
-// A storage says how a row becomes floats and floats a row; `row` counts over all tables.
+// An optimizer's state of rows. Elements that are rounded with a row are numbered from `first` on,
+// and the row itself from zero.
+struct Fp32State {
+  static constexpr int kBytes = 4;
+
+  template <int Dim>
+  static void load(const void* state, int64_t row, int dim, F32* values) {
+    const int64_t width = Dim != 0 ? Dim : dim;
+    load_row<Dim>(static_cast<const float*>(state) + row * width, dim, values);
+  }
+
+  template <int Dim>
+  static void store(void* state, int64_t row, int dim, uint32_t, uint32_t, const F32* values) {
+    const int64_t width = Dim != 0 ? Dim : dim;
+    store_row<Dim>(static_cast<float*>(state) + row * width, dim, values);
+  }
+
+  static float load_one(const void* state, int64_t row) {
+    return static_cast<const float*>(state)[row];
+  }
+
+  static void store_one(void* state, int64_t row, uint32_t, uint32_t, float value) {
+    static_cast<float*>(state)[row] = value;
+  }
+};
+
+// A storage says how a row becomes floats and floats a row; `row` counts over all tables. key() is
+// what the random bits of a row are made from, where it is rounded; write() leaves what it stored
+// in `values`.
 struct Fp32Rows {
+  using State = Fp32State;
+  static constexpr bool kOnGrid = false;
+
+  static uint32_t key(const Storage&, int64_t) { return 0; }
+
   static float* at(const Storage& storage, int64_t row) {
     return static_cast<float*>(storage.memory) + row * storage.dim;
   }

@@ -215,19 +215,19 @@ SummedGradient TableBatch::row_gradient(const Lookups& lookups, const float* gra
   return summed;
 }
 
-void TableBatch::apply(const int64_t* rows, int64_t count, const float* values,
-                       const RuleStep& step, int threads) {
+void TableBatch::check_ascending(const int64_t* rows, int64_t count) const {
+  require_inside(rows, count);
   for (int64_t u = 0; u < count; ++u) {
-    if (rows[u] < 0 || rows[u] >= starts_.back()) {
-      throw std::invalid_argument("row " + std::to_string(rows[u]) + " is outside the " +
-                                  std::to_string(starts_.back()) + " rows of all tables");
-    }
     if (u > 0 && rows[u] <= rows[u - 1]) {
       throw std::invalid_argument("rows must ascend without repeats; row " +
                                   std::to_string(rows[u]) + " follows row " +
                                   std::to_string(rows[u - 1]));
     }
   }
+}
+
+void TableBatch::apply(const int64_t* rows, int64_t count, const float* values,
+                       const RuleStep& step, int threads) {
   threads = useful_threads(threads, count);
   // Runs of rows of one table; a run never ends inside a block.
   struct Run {
@@ -262,13 +262,28 @@ void TableBatch::apply(const int64_t* rows, int64_t count, const float* values,
   settle_scales();
 }
 
-void TableBatch::rows_changed(const int64_t* rows, int64_t count) {
+void TableBatch::require_inside(const int64_t* rows, int64_t count) const {
   for (int64_t u = 0; u < count; ++u) {
     if (rows[u] < 0 || rows[u] >= starts_.back()) {
       throw std::invalid_argument("row " + std::to_string(rows[u]) + " is outside the " +
                                   std::to_string(starts_.back()) + " rows of all tables");
     }
   }
+}
+
+void TableBatch::write_rows(const int64_t* rows, int64_t count, const float* values, int threads) {
+  require_inside(rows, count);
+  threads = useful_threads(threads, count);
+  const int64_t parts = threads > 1 ? 4 * threads : 1;
+  auto part = [&](int64_t number) {
+    const int64_t begin = count * number / parts, end = count * (number + 1) / parts;
+    update_.write_rows(storage_, rows + begin, end - begin, values + begin * storage_.dim);
+  };
+  parallel_for(threads, parts, part);
+}
+
+void TableBatch::rows_changed(const int64_t* rows, int64_t count) {
+  require_inside(rows, count);
   for (int64_t u = 0; u < count; ++u) {
     const int table = table_of(rows[u]);
     const int64_t start = starts_[size_t(table)];

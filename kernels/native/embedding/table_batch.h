@@ -49,6 +49,7 @@ class TableBatch {
 
   int tables() const { return int(specs_.size()); }
   int dim() const { return storage_.dim; }
+  Kind kind() const { return storage_.kind; }
   int64_t rows() const { return starts_.back(); }
 
   // Bytes that keeping the scales exact takes.
@@ -56,6 +57,9 @@ class TableBatch {
 
   // Throws OutsideTable or std::invalid_argument.
   void check(const Lookups& lookups) const;
+
+  // Throws std::invalid_argument unless rows [count], in the storage, ascend without repeats.
+  void check_ascending(const int64_t* rows, int64_t count) const;
 
   // The functions below expect lookups that check() let through. out: float [B, T, dim], any
   // distance between samples.
@@ -65,10 +69,16 @@ class TableBatch {
   SummedGradient row_gradient(const Lookups& lookups, const float* grad, int64_t stride,
                               int threads) const;
 
-  // rows: int64 [count], ascending and distinct, in the storage; values: float [count, dim].
-  // Throws std::invalid_argument.
+  // rows: int64 [count] that check_ascending() let through; values: float [count, dim].
   void apply(const int64_t* rows, int64_t count, const float* values, const RuleStep& step,
              int threads);
+
+  // Sets what the random bits of the coming step are made from, where rows are rounded.
+  void set_key(uint64_t key) { storage_.key = key; }
+
+  // Writes values [count, dim] to distinct rows [count], in any order; what is kept about them is
+  // not brought up to date. Throws std::invalid_argument.
+  void write_rows(const int64_t* rows, int64_t count, const float* values, int threads);
 
   // Takes in that rows (any order) were written from outside. Throws std::invalid_argument.
   void rows_changed(const int64_t* rows, int64_t count);
@@ -84,6 +94,7 @@ class TableBatch {
   Bounds bounds(int table);
   void settle_scales();
   int table_of(int64_t row) const;
+  void require_inside(const int64_t* rows, int64_t count) const;
 
   Storage storage_;
   float* scales_;

@@ -13,10 +13,15 @@ constexpr int kFanoutBits = 6;
 // Enough for 64^10 rows.
 constexpr int kMaxBoundLevels = 10;
 
+// What rows are kept in.
+enum class Kind : int { fp32, bf16, int8, int4 };
+
 // The rows of all tables, one after the other.
 struct Storage {
+  Kind kind;
   void* memory;
   int dim;
+  uint64_t key;  // of this step's random bits, where rows are rounded
 };
 
 // Which scale a row is fake-quantized with.
@@ -85,8 +90,9 @@ struct RuleStep {
   float beta1, beta1_rest, beta2, beta2_rest;
   float rate;  // lr / (1 - beta1^t)
   float root;  // 1 / sqrt(1 - beta2^t)
-  float* first;
-  float* second;
+  // The state, float where rows are, else bfloat16.
+  void* first;
+  void* second;
 };
 
 }  // namespace dqrm

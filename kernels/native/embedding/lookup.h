@@ -1,5 +1,7 @@
-// Gather, fake-quantize, pool. The order of operations is that of the packed tables; it is written
-// down at TableBatchReference.lookup.
+// Gather, fake-quantize, pool; for *_loops.cpp only. The order of operations is that of the packed
+// tables; it is written down at TableBatchReference.lookup.
+#pragma once
+
 #include "loops.h"
 #include "rows.h"
 
@@ -108,6 +110,9 @@ template <typename Rows>
 void look_up(const Storage& storage, const TableView& table, const Bags& bags,
              const Output& output, int64_t begin, int64_t end) {
   with_dim(storage.dim, [&]<int Dim>() {
+    if constexpr (Rows::kOnGrid) {
+      return look_up_on<Rows, Dim, Grid::none>(storage, table, bags, output, begin, end);
+    }
     switch (table.grid) {
       case Grid::none:
         return look_up_on<Rows, Dim, Grid::none>(storage, table, bags, output, begin, end);
@@ -134,10 +139,9 @@ float largest(const Storage& storage, int64_t first_row, int64_t count) {
   return found;
 }
 
+template <typename Rows>
+constexpr LookupLoops kLookupLoops{first_outside, first_descent, look_up<Rows>, largest<Rows>};
+
 }  // namespace
-
-extern const LookupLoops lookup_loops{first_outside, first_descent, look_up<Fp32Rows>,
-                                      largest<Fp32Rows>};
-
 }  // namespace DQRM_LEVEL
 }  // namespace dqrm

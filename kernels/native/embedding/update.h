@@ -1,4 +1,5 @@
-// Gradients of touched rows summed, the optimizer's step, and the bounds kept up.
+// Gradients of touched rows summed, the optimizer's step, and the bounds kept up; for *_loops.cpp
+// only.
 //
 // With g the row's summed gradient, w its weights, d = lr * weight decay, all element by element:
 //
@@ -8,6 +9,8 @@
 //            w' = (w - (lr / (1 - beta1^t)) m' / (sqrt(v') / sqrt(1 - beta2^t) + eps)) - d w
 //
 // No operation depends on the width of a vector, so every level writes the same bits.
+#pragma once
+
 #include "bounds.h"
 #include "loops.h"
 #include "rows.h"
@@ -17,7 +20,7 @@ namespace DQRM_LEVEL {
 namespace {
 
 // Rows asked for ahead of use.
-constexpr int64_t kAhead = 12;
+constexpr int64_t kRowsAhead = 12;
 
 // The gradient of one id: its bag's, shared among a mean's ids, times the id's weight.
 template <int Dim>
@@ -77,34 +80,37 @@ inline float mean_square(const F32* values, int vectors, int dim) {
   return lanes[0] / float(dim);
 }
 
-template <int Dim, Rule R>
+template <typename State, int Dim, Rule R>
 inline void prefetch_state(const RuleStep& step, int64_t row, int dim) {
-  const int64_t width = Dim != 0 ? Dim : dim;
-  if constexpr (R == Rule::adagrad) __builtin_prefetch(step.first + row, 1, 3);
+  const int64_t bytes = State::kBytes * int64_t(Dim != 0 ? Dim : dim);
+  const char* first = static_cast<const char*>(step.first);
+  const char* second = static_cast<const char*>(step.second);
+  if constexpr (R == Rule::adagrad) __builtin_prefetch(first + row * State::kBytes, 1, 3);
   if constexpr (R == Rule::adam) {
-    prefetch_bytes<true>(step.first + row * width, 4 * width);
-    prefetch_bytes<true>(step.second + row * width, 4 * width);
+    prefetch_bytes<true>(first + row * bytes, bytes);
+    prefetch_bytes<true>(second + row * bytes, bytes);
   }
 }
 
-// after = the row after the step; `row` counts over all tables.
-template <int Dim, Rule R>
-inline void take_step(const RuleStep& step, int64_t row, int dim, const F32* before,
+// after = the row after the step; `row` counts over all tables, `key` is the row's.
+template <typename State, int Dim, Rule R>
+inline void take_step(const RuleStep& step, int64_t row, uint32_t key, int dim, const F32* before,
                       const F32* gradient, F32* after) {
   const int vectors = row_vectors<Dim>(dim);
+  const uint32_t width = uint32_t(Dim != 0 ? Dim : dim);
   if constexpr (R == Rule::sgd) {
     const F32 lr = all(step.lr);
     for (int k = 0; k < vectors; ++k) after[k] = before[k] - lr * gradient[k];
   } else if constexpr (R == Rule::adagrad) {
-    const float total = step.first[row] + mean_square(gradient, vectors, Dim != 0 ? Dim : dim);
-    step.first[row] = total;
+    const float total =
+        State::load_one(step.first, row) + mean_square(gradient, vectors, int(width));
+    State::store_one(step.first, row, key, width, total);
     const F32 rate = all(step.lr / (__builtin_sqrtf(total) + step.eps));
     for (int k = 0; k < vectors; ++k) after[k] = before[k] - rate * gradient[k];
   } else {
-    const int64_t width = Dim != 0 ? Dim : dim;
     F32 first[kRowVectors<Dim>], second[kRowVectors<Dim>];
-    load_row<Dim>(step.first + row * width, dim, first);
-    load_row<Dim>(step.second + row * width, dim, second);
+    State::template load<Dim>(step.first, row, dim, first);
+    State::template load<Dim>(step.second, row, dim, second);
     const F32 beta1 = all(step.beta1), beta1_rest = all(step.beta1_rest);
     const F32 beta2 = all(step.beta2), beta2_rest = all(step.beta2_rest);
     const F32 rate = all(step.rate), root = all(step.root), eps = all(step.eps);
@@ -113,8 +119,8 @@ inline void take_step(const RuleStep& step, int64_t row, int dim, const F32* bef
       second[k] = beta2 * second[k] + beta2_rest * (gradient[k] * gradient[k]);
       after[k] = before[k] - (rate * first[k]) / (sqrt(second[k]) * root + eps);
     }
-    store_row<Dim>(step.first + row * width, dim, first);
-    store_row<Dim>(step.second + row * width, dim, second);
+    State::template store<Dim>(step.first, row, dim, key, width, first);
+    State::template store<Dim>(step.second, row, dim, key, 2 * width, second);
   }
   if (step.decay != 0.0f) {
     const F32 decay = all(step.decay);
@@ -125,21 +131,23 @@ inline void take_step(const RuleStep& step, int64_t row, int dim, const F32* bef
 template <typename Rows, int Dim, Rule R>
 void update_with(const Storage& storage, const TableView& table, const TouchedRows& touched,
                  const BagGradient& gradient, const Bounds& bounds, const RuleStep& step) {
+  using State = typename Rows::State;
   const int vectors = row_vectors<Dim>(storage.dim);
   const bool clip = gradient.clip && table.grid != Grid::none;
   F32 before[kRowVectors<Dim>], after[kRowVectors<Dim>], sum[kRowVectors<Dim>];
   for (int64_t u = 0; u < touched.count; ++u) {
-    if (u + kAhead < touched.count) {
-      const int64_t ahead = touched.row[u + kAhead];
+    if (u + kRowsAhead < touched.count) {
+      const int64_t ahead = touched.row[u + kRowsAhead];
       Rows::template prefetch<Dim, true>(storage, table.first_row + ahead);
-      prefetch_state<Dim, R>(step, table.first_row + ahead, storage.dim);
+      prefetch_state<State, Dim, R>(step, table.first_row + ahead, storage.dim);
       prefetch_bound(bounds, ahead);
     }
     const int64_t row = touched.row[u];
     sum_gradient<Dim>(gradient, touched, u, storage.dim, sum);
     Rows::template load<Dim>(storage, table.first_row + row, before);
     if (clip) clip_gradient(table, before, vectors, sum);
-    take_step<Dim, R>(step, table.first_row + row, storage.dim, before, sum, after);
+    take_step<State, Dim, R>(step, table.first_row + row, Rows::key(storage, table.first_row + row),
+                             storage.dim, before, sum, after);
     Rows::template write<Dim>(storage, table.first_row + row, after);
     if (bounds.levels != 0) keep_bound(bounds, row, before, after, vectors);
   }
@@ -179,9 +187,24 @@ void sum_gradients(const Storage& storage, const TableView& table, const Touched
   });
 }
 
+// Writes `values` [count, D] to rows, which count over all tables.
+template <typename Rows>
+void write_rows(const Storage& storage, const int64_t* rows, int64_t count, const float* values) {
+  with_dim(storage.dim, [&]<int Dim>() {
+    F32 row[kRowVectors<Dim>];
+    for (int64_t u = 0; u < count; ++u) {
+      if (u + kRowsAhead < count) {
+        Rows::template prefetch<Dim, true>(storage, rows[u + kRowsAhead]);
+      }
+      load_row<Dim>(values + u * storage.dim, storage.dim, row);
+      Rows::template write<Dim>(storage, rows[u], row);
+    }
+  });
+}
+
+template <typename Rows>
+constexpr UpdateLoops kUpdateLoops{sum_gradients<Rows>, update<Rows>, write_rows<Rows>};
+
 }  // namespace
-
-extern const UpdateLoops update_loops{sum_gradients<Fp32Rows>, update<Fp32Rows>};
-
 }  // namespace DQRM_LEVEL
 }  // namespace dqrm
