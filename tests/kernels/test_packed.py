@@ -128,12 +128,23 @@ def test_any_number_of_threads_gives_the_same(check, threads):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("samples", [0, 1, 63, 64, 65, 129])
+@pytest.mark.parametrize("samples", [0, 1, 127, 128, 129, 257])
 def test_batch_sizes_around_blocks(check, samples):
     indices, offsets = batch_of(ROWS, samples, 2)
     check(lambda: tables_of(16, [4] * 4), indices, offsets)
     one, _ = batch_of(ROWS, samples, None)
     check(lambda: tables_of(16, [4] * 4), one)
+
+
+@pytest.mark.parametrize("dim", [16, 48, 128])
+def test_outputs_too_large_for_the_caches(check, dim):
+    """Those are written in another way, in several parts; 8 MiB and more."""
+    samples = (9 << 20) // (dim * 4)
+    ids = torch.randint(0, 300, (samples,))
+    check(lambda: tables_of(dim, [4], rows=[300]), ids)
+    offsets = torch.arange(0, samples + 1)
+    offsets[samples // 2 :] = samples
+    check(lambda: tables_of(dim, [4], rows=[300]), ids, offsets)
 
 
 def test_empty_bags_and_unused_tables_are_zero(check):

@@ -94,11 +94,15 @@ class HeldTables {
       table.rows = int64_t(memory.shape(0));
       table.codes = static_cast<const uint8_t*>(memory.data());
       require(int64_t(memory.nbytes()) == table.rows * table.row_bytes, "codes: [rows, bytes]");
+      const bool whole_lines =
+          kCacheLine % table.row_bytes == 0 || table.row_bytes % kCacheLine == 0;
+      const bool aligned = reinterpret_cast<uintptr_t>(table.codes) % kCacheLine == 0;
+      table.last_byte = whole_lines && aligned ? 0 : table.row_bytes - 1;
       codes_.push_back(memory);
       if (table.bits == 32) continue;
       const auto held = nb::cast<Scales>(scales[i]);
-      table.scale_per_row = held.shape(0) != 1;
-      require(!table.scale_per_row || int64_t(held.shape(0)) == table.rows, "scale: [1] or [rows]");
+      table.scale_mask = held.shape(0) == 1 ? 0 : -1;
+      require(held.shape(0) == 1 || int64_t(held.shape(0)) == table.rows, "scale: [1] or [rows]");
       table.scales = held.data();
       scales_.push_back(held);
     }

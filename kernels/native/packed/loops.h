@@ -7,14 +7,17 @@
 
 namespace dqrm {
 
+constexpr int64_t kCacheLine = 64;
+
 // One table's codes, laid out as dqrm/kernels/code_layout.py describes.
 struct PackedTable {
   const uint8_t* codes;  // [rows, row_bytes]
   const float* scales;   // [rows] or [1]; null at 32 bits
   int64_t rows;
   int64_t row_bytes;
-  int32_t bits;  // 2, 4, 8, 16 or 32
-  bool scale_per_row;
+  int64_t last_byte;   // of a row when it may lie in a cache line of its own, else 0
+  int64_t scale_mask;  // the scale of row r is scales[r & scale_mask]: all ones, or 0
+  int32_t bits;        // 2, 4, 8, 16 or 32
 };
 
 // Ids of a batch: table-major, bags of a table in the order of the samples.
@@ -30,6 +33,7 @@ struct PackedBatch {
   int64_t sample_stride;
   bool wide;
   bool mean;
+  bool streamed;  // the output is too large for the caches: write past them
 };
 
 struct PackedLoops {

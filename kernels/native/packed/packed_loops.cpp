@@ -11,10 +11,9 @@ namespace {
 
 // A random row is a cache miss of 100 ns and more; so many look-ups later it has arrived.
 constexpr int64_t kAhead = 32;
-// Samples whose bags of one table are looked up before those of the next table: their part of the
-// output stays within reach of the second-level cache and its pages within that of the TLB.
-constexpr int64_t kBlock = 64;
-constexpr int64_t kLine = 64;
+// Samples whose bags of one table are looked up before those of the next table. Fewer cost more
+// time between tables, more scatter the writes over more pages than the TLB holds.
+constexpr int64_t kBlock = 128;
 
 typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
 typedef int8_t SignedBytes __attribute__((vector_size(kLanes)));
@@ -56,20 +55,16 @@ inline F32 to_floats(Codes codes) {
   return __builtin_convertvector(widen(codes), F32);
 }
 
-template <typename Id>
-inline int64_t id_at(const PackedBatch& batch, int64_t at) {
-  return static_cast<const Id*>(batch.ids)[at];
-}
-
 // Walks the ids in the order of the look-ups, ahead of them, and asks for their rows.
 struct Prefetcher {
   int64_t at, end;       // in the ids of one table for a block of samples
   int64_t table, block;  // those: the table, the block's first sample
   int64_t last_sample;   // where the work ends
   const uint8_t* codes;
-  const float* scales;   // null when the table has one
   int64_t row_bytes;
-  bool straddles;        // whether a row may end in a line that its start does not tell
+  int64_t last_byte;
+  const float* scales;
+  int64_t scale_mask;
 };
 
 // Enters the next part that has ids; false when there is none.
@@ -92,22 +87,28 @@ __attribute__((noinline)) bool refill(const PackedBatch& batch, Prefetcher& ahea
   } while (ahead.at == ahead.end);
   const PackedTable& table = batch.tables[ahead.table];
   ahead.codes = table.codes;
-  ahead.scales = table.scale_per_row ? table.scales : nullptr;
   ahead.row_bytes = table.row_bytes;
-  const bool fits = kLine % table.row_bytes == 0 || table.row_bytes % kLine == 0;
-  ahead.straddles = !fits || reinterpret_cast<uintptr_t>(table.codes) % kLine != 0;
+  ahead.last_byte = table.last_byte;
+  ahead.scales = table.scales;
+  ahead.scale_mask = table.scale_mask;
   return true;
+}
+
+// Asks for all lines of a row and for its scale; almost without branches, twice for the same line
+// if need be. Inlined by order: GCC takes a function that only prefetches for one without effect
+// and drops calls of it.
+[[gnu::always_inline]] inline void prefetch_row(const Prefetcher& ahead, int64_t id) {
+  const uint8_t* row = ahead.codes + id * ahead.row_bytes;
+  __builtin_prefetch(row);
+  __builtin_prefetch(row + ahead.last_byte);
+  for (int64_t byte = kCacheLine; byte < ahead.row_bytes; byte += kCacheLine) __builtin_prefetch(row + byte);
+  __builtin_prefetch(ahead.scales + (id & ahead.scale_mask));
 }
 
 template <typename Id>
 inline void prefetch_next(const PackedBatch& batch, Prefetcher& ahead) {
   if (ahead.at == ahead.end && !refill(batch, ahead)) return;
-  const int64_t id = id_at<Id>(batch, ahead.at++);
-  const uint8_t* row = ahead.codes + id * ahead.row_bytes;
-  __builtin_prefetch(row);
-  for (int64_t byte = kLine; byte < ahead.row_bytes; byte += kLine) __builtin_prefetch(row + byte);
-  if (ahead.straddles) __builtin_prefetch(row + ahead.row_bytes - 1);
-  if (ahead.scales != nullptr) __builtin_prefetch(ahead.scales + id);
+  prefetch_row(ahead, static_cast<const Id*>(batch.ids)[ahead.at++]);
 }
 
 // Floats of the codes in the low bits of each lane, shifted right by `shift` first.
@@ -211,6 +212,16 @@ inline void store_few(float* to, F32 value, int64_t count) {
   for (int64_t lane = 0; lane < count; ++lane) to[lane] = value[lane];
 }
 
+// Past the caches where asked; 64 bytes at a time must then be written one after the other.
+inline void store(float* to, F32 value, [[maybe_unused]] bool streamed) {
+#if defined(__AVX512F__)
+  if (streamed) return _mm512_stream_ps(to, __m512(value));
+#elif defined(__AVX2__)
+  if (streamed) return _mm256_stream_ps(to, __m256(value));
+#endif
+  store(to, value);
+}
+
 // What a looked-up code is multiplied by.
 struct Factors {
   F32 scale, weight;
@@ -225,30 +236,80 @@ inline F32 value_of(F32 codes, const Factors& by) {
 }
 
 template <int Bits>
-inline Factors factors(const PackedBatch& batch, const PackedTable& table, int64_t at, int64_t id) {
+inline Factors factors(const PackedTable& table, const float* weights, int64_t at, int64_t id) {
   Factors by{};
-  if constexpr (Bits != 32) by.scale = all(table.scales[table.scale_per_row ? id : 0]);
-  by.weighted = batch.weights != nullptr;
-  if (by.weighted) by.weight = all(batch.weights[at]);
+  if constexpr (Bits != 32) by.scale = all(table.scales[id & table.scale_mask]);
+  by.weighted = weights != nullptr;
+  if (by.weighted) by.weight = all(weights[at]);
   return by;
 }
 
 // Writes a row's values to `out`, or adds them to what is there. Any number of columns.
 template <int Bits, bool Add>
-inline void put_row(const uint8_t* row, int64_t dim, const Factors& by, float* out) {
+inline void put_row(const uint8_t* row, int64_t dim, const Factors& by, bool streamed, float* out) {
   constexpr int64_t kParts = Bits < 8 ? 8 / Bits : 1;
   const int64_t width = (dim + kParts - 1) / kParts;
+  // Lines that are also written piecemeal must not be streamed.
+  streamed = streamed && width % kLanes == 0;
   for (int64_t begin = 0; begin < dim; begin += width) {
     const int64_t end = begin + width < dim ? begin + width : dim;
     int64_t column = begin;
     for (; column + kLanes <= end; column += kLanes) {
       const F32 value = value_of<Bits>(codes_at<Bits>(row, width, column), by);
-      store(out + column, Add ? load(out + column) + value : value);
+      if constexpr (Add) {
+        store(out + column, load(out + column) + value);
+      } else {
+        store(out + column, value, streamed);
+      }
     }
     if (column == end) continue;
     const int64_t count = end - column;
     const F32 value = value_of<Bits>(few_codes_at<Bits>(row, width, column, count), by);
     store_few(out + column, Add ? load_few<F32>(out + column, count) + value : value, count);
+  }
+}
+
+// Bytes of a row of Vectors * kLanes columns, known where Vectors is not 0.
+template <int Bits, int Vectors>
+inline int64_t row_bytes(const PackedTable& table) {
+  return Vectors == 0 ? table.row_bytes : Vectors * kLanes * Bits / 8;
+}
+
+// One id a bag: the values themselves. For the samples [first, last) of one table; weights are
+// heeded where Vectors is 0.
+template <typename Id, int Bits, int Vectors>
+void copy_rows(const PackedBatch& batch, int64_t number, int64_t first, int64_t last,
+               Prefetcher& shared) {
+  const PackedTable table = batch.tables[number];
+  const float* weights = Vectors == 0 ? batch.weights : nullptr;
+  const int64_t stride = batch.sample_stride, dim = batch.dim;
+  float* out = batch.out + first * stride + number * dim;
+  const Id* ids = static_cast<const Id*>(batch.ids);
+  int64_t at = number * batch.samples + first;
+  for (int64_t left = last - first; left > 0;) {
+    // As many rows as the prefetcher has left in the table it is at, so as not to look after it.
+    // When it has no more, rows that are here already are asked for again.
+    const bool done = shared.at == shared.end && !refill(batch, shared);
+    const Prefetcher ahead = shared;
+    const int64_t ready = ahead.end - ahead.at;
+    const int64_t count = done || left < ready ? left : ready;
+    const Id* next = ids + (done ? at : ahead.at);
+    shared.at += done ? 0 : count;
+    left -= count;
+    for (const int64_t stop = at + count; at < stop; ++at, ++next, out += stride) {
+      prefetch_row(ahead, *next);
+      const uint8_t* row = table.codes + int64_t(ids[at]) * row_bytes<Bits, Vectors>(table);
+      const Factors by = factors<Bits>(table, weights, at, ids[at]);
+      if constexpr (Vectors == 0) {
+        put_row<Bits, false>(row, dim, by, batch.streamed, out);
+      } else {
+        F32 codes[Vectors];
+        row_codes<Bits, Vectors>(row, codes);
+        for (int v = 0; v < Vectors; ++v) {
+          store(out + v * kLanes, value_of<Bits>(codes[v], by), batch.streamed);
+        }
+      }
+    }
   }
 }
 
@@ -259,13 +320,13 @@ inline void pool_bag(const PackedBatch& batch, const PackedTable& table, int64_t
   constexpr int kSums = Vectors == 0 ? 1 : Vectors;
   F32 sums[kSums] = {};
   if constexpr (Vectors == 0) __builtin_memset(out, 0, size_t(batch.dim) * sizeof(float));
+  const Id* ids = static_cast<const Id*>(batch.ids);
   for (int64_t at = begin; at < end; ++at) {
     prefetch_next<Id>(batch, ahead);
-    const int64_t id = id_at<Id>(batch, at);
-    const uint8_t* row = table.codes + id * table.row_bytes;
-    const Factors by = factors<Bits>(batch, table, at, id);
+    const uint8_t* row = table.codes + int64_t(ids[at]) * row_bytes<Bits, Vectors>(table);
+    const Factors by = factors<Bits>(table, batch.weights, at, ids[at]);
     if constexpr (Vectors == 0) {
-      put_row<Bits, true>(row, batch.dim, by, out);
+      put_row<Bits, true>(row, batch.dim, by, false, out);
     } else {
       F32 codes[kSums];
       row_codes<Bits, Vectors>(row, codes);
@@ -279,62 +340,48 @@ inline void pool_bag(const PackedBatch& batch, const PackedTable& table, int64_t
     for (int64_t column = 0; column < batch.dim; ++column) out[column] /= count;
   } else {
     for (int v = 0; v < Vectors; ++v) {
-      store(out + v * kLanes, divide ? sums[v] / all(count) : sums[v]);
+      store(out + v * kLanes, divide ? sums[v] / all(count) : sums[v], batch.streamed);
     }
   }
 }
 
-// The bags of one table for the samples [first, last).
+// Bags of any number of ids, of the samples [first, last) of one table.
 template <typename Id, int Bits, int Vectors>
-void look_up_segment(const PackedBatch& batch, int64_t number, int64_t first, int64_t last,
-                     Prefetcher& ahead) {
+void pool_rows(const PackedBatch& batch, int64_t number, int64_t first, int64_t last,
+               Prefetcher& ahead) {
   const PackedTable table = batch.tables[number];
-  const int64_t bag = number * batch.samples;
+  const int64_t* offsets = batch.offsets + number * batch.samples;
   float* out = batch.out + first * batch.sample_stride + number * batch.dim;
   for (int64_t sample = first; sample < last; ++sample, out += batch.sample_stride) {
-    if (batch.offsets != nullptr) {
-      pool_bag<Id, Bits, Vectors>(batch, table, batch.offsets[bag + sample],
-                              batch.offsets[bag + sample + 1], out, ahead);
-      continue;
-    }
-    prefetch_next<Id>(batch, ahead);
-    const int64_t id = id_at<Id>(batch, bag + sample);
-    const uint8_t* row = table.codes + id * table.row_bytes;
-    const Factors by = factors<Bits>(batch, table, bag + sample, id);
-    if constexpr (Vectors == 0) {
-      put_row<Bits, false>(row, batch.dim, by, out);
-    } else {
-      F32 codes[Vectors];
-      row_codes<Bits, Vectors>(row, codes);
-      for (int v = 0; v < Vectors; ++v) store(out + v * kLanes, value_of<Bits>(codes[v], by));
-    }
+    pool_bag<Id, Bits, Vectors>(batch, table, offsets[sample], offsets[sample + 1], out, ahead);
   }
 }
 
 typedef void (*LookUpSegment)(const PackedBatch&, int64_t, int64_t, int64_t, Prefetcher&);
 
-template <typename Id, int Bits>
+template <typename Id, bool Pool, int Bits>
 LookUpSegment segment_loop(int64_t dim) {
   switch (dim) {
-    case kLanes: return look_up_segment<Id, Bits, 1>;
-    case 2 * kLanes: return look_up_segment<Id, Bits, 2>;
-    case 4 * kLanes: return look_up_segment<Id, Bits, 4>;
-    default: return look_up_segment<Id, Bits, 0>;
+    case kLanes: return Pool ? pool_rows<Id, Bits, 1> : copy_rows<Id, Bits, 1>;
+    case 2 * kLanes: return Pool ? pool_rows<Id, Bits, 2> : copy_rows<Id, Bits, 2>;
+    case 4 * kLanes: return Pool ? pool_rows<Id, Bits, 4> : copy_rows<Id, Bits, 4>;
+    case 8 * kLanes: return Pool ? pool_rows<Id, Bits, 8> : copy_rows<Id, Bits, 8>;
+    default: return Pool ? pool_rows<Id, Bits, 0> : copy_rows<Id, Bits, 0>;
   }
 }
 
-template <typename Id>
+template <typename Id, bool Pool>
 LookUpSegment segment_loop(int32_t bits, int64_t dim) {
   switch (bits) {
-    case 2: return segment_loop<Id, 2>(dim);
-    case 4: return segment_loop<Id, 4>(dim);
-    case 8: return segment_loop<Id, 8>(dim);
-    case 16: return segment_loop<Id, 16>(dim);
-    default: return segment_loop<Id, 32>(dim);
+    case 2: return segment_loop<Id, Pool, 2>(dim);
+    case 4: return segment_loop<Id, Pool, 4>(dim);
+    case 8: return segment_loop<Id, Pool, 8>(dim);
+    case 16: return segment_loop<Id, Pool, 16>(dim);
+    default: return segment_loop<Id, Pool, 32>(dim);
   }
 }
 
-template <typename Id>
+template <typename Id, bool Pool>
 void look_up_ids(const PackedBatch& batch, int64_t begin, int64_t end) {
   Prefetcher ahead{};
   ahead.table = -1;
@@ -344,17 +391,24 @@ void look_up_ids(const PackedBatch& batch, int64_t begin, int64_t end) {
   for (int64_t first = begin; first < end; first += kBlock) {
     const int64_t last = first + kBlock < end ? first + kBlock : end;
     for (int64_t table = 0; table < batch.num_tables; ++table) {
-      segment_loop<Id>(batch.tables[table].bits, batch.dim)(batch, table, first, last, ahead);
+      const int64_t dim = Pool || batch.weights == nullptr ? batch.dim : 0;
+      segment_loop<Id, Pool>(batch.tables[table].bits, dim)(batch, table, first, last, ahead);
     }
   }
 }
 
 void look_up(const PackedBatch& batch, int64_t begin, int64_t end) {
-  if (batch.wide) {
-    look_up_ids<int64_t>(batch, begin, end);
+  if (batch.offsets == nullptr) {
+    batch.wide ? look_up_ids<int64_t, false>(batch, begin, end)
+               : look_up_ids<int32_t, false>(batch, begin, end);
   } else {
-    look_up_ids<int32_t>(batch, begin, end);
+    batch.wide ? look_up_ids<int64_t, true>(batch, begin, end)
+               : look_up_ids<int32_t, true>(batch, begin, end);
   }
+#ifdef __AVX2__
+  // Streamed writes reach other threads in order only behind a fence.
+  if (batch.streamed) _mm_sfence();
+#endif
 }
 
 template <typename Id, typename Unsigned>

@@ -12,6 +12,18 @@ namespace {
 // Look-ups in one part of the work: about 50 us of them.
 constexpr int64_t kLookUpsPerPart = 8192;
 
+// An output this large is not in the caches any more when it is read. Writing it past them saves
+// fetching its lines first: 26 tables, 2048 samples of 64 numbers (13.6 MB) take 0.55 ms, not 0.75.
+constexpr int64_t kStreamBytes = 8 << 20;
+
+bool is_streamed(const PackedBatch& batch) {
+  const int64_t float_bytes = sizeof(float);
+  const bool whole_lines = batch.dim * float_bytes % kCacheLine == 0 &&
+                           batch.sample_stride * float_bytes % kCacheLine == 0 &&
+                           reinterpret_cast<uintptr_t>(batch.out) % kCacheLine == 0;
+  return whole_lines && batch.samples * batch.num_tables * batch.dim * float_bytes >= kStreamBytes;
+}
+
 }  // namespace
 
 PackedTables::PackedTables(std::vector<PackedTable> tables, std::vector<std::string> names,
@@ -27,6 +39,7 @@ void PackedTables::look_up(PackedBatch batch, int64_t num_ids, int threads) cons
   batch.num_tables = size();
   batch.dim = dim_;
   batch.mean = mean_;
+  batch.streamed = is_streamed(batch);
   if (batch.offsets != nullptr) check_offsets(batch, num_ids);
   check_ids(batch);
   if (batch.samples == 0) return;
