@@ -1,11 +1,11 @@
 """Look-ups in packed embedding tables: all tables of a model in one native call.
 
-Symbols: B samples, T tables, N looked-up ids, D embedding_dim, R rows of a table.
+Symbols and the layout of a batch as in dqrm.kernels.tables; D is embedding_dim.
 
-The result is defined by the plain twin, :meth:`PackedTables.look_up_reference`, bit for bit and
-at every level: the value of a row is ``scale * float(code)``, a bag's sum is
-``((0 + v0) + v1) + ...`` in the order of its ids, a mean is that sum divided by the number of ids,
-a weight multiplies a value before it is added. Without offsets a bag is its one value. All in
+The result is defined by :meth:`PackedTables.look_up_reference`, bit for bit, at every instruction
+set and for every number of threads, and equals the training forward's: the value of a row is
+``scale * float(code)``; a bag's sum is ``((0 + v0) + v1) + ...`` in the order of its ids; a mean
+is that sum divided by the number of ids; a weight multiplies a value before it is added. All in
 float32, each operation rounded once. NaN stays NaN, with any payload.
 """
 
@@ -19,6 +19,7 @@ from dqrm.kernels.code_layout import packed_dtype, packed_row_bytes, unpack
 from dqrm.kernels.cpu import announce_fallback, isa_level, native
 from dqrm.kernels.dlpack import capsule
 from dqrm.kernels.library import define_operator
+from dqrm.kernels.tables import bag_layout, check_ids
 
 MAX_DIM: Final = 1 << 16
 """Widest row; more is a transposed table."""
@@ -101,7 +102,7 @@ class PackedTables:
                 two samples ``[t0 s0 | t0 s1 | t1 s0 | t1 s1]``.
             offsets: int32 or int64 [T * B + 1] into indices; None when every bag holds exactly
                 one id, then N = T * B.
-            weights: float32 [N], multiplies the values; with pooling "sum" only.
+            weights: float32 [N], multiplies the values.
             out: float32 [B, T, D] to write to and return, tables and columns contiguous, samples
                 at any distance; must not overlap the other arguments.
 
@@ -133,30 +134,23 @@ class PackedTables:
     ) -> Tensor:
         """Return what :meth:`look_up` does, by torch operators. Same errors."""
         samples = self._check_batch(indices, offsets, weights)
-        num_tables = len(self.codes)
-        if offsets is None:
-            bounds = torch.arange(num_tables + 1) * samples
-        else:
+        if offsets is not None:
             offsets = offsets.to(torch.int64)
-            _check_offsets(offsets, indices.numel())
-            bounds = offsets[torch.arange(num_tables + 1) * samples]
-        ids = torch.split(indices.to(torch.int64), bounds.diff().tolist())
-        for table, its_ids in enumerate(ids):
-            rows = self.codes[table].shape[0]
-            bad = ((its_ids < 0) | (its_ids >= rows)).nonzero()
-            if bad.numel():
-                raise IndexError(
-                    f"id {int(its_ids[bad[0, 0]])} is outside table {self.names[table]!r} "
-                    f"of {rows} rows"
-                )
-        values = torch.cat([self._values(table, its_ids) for table, its_ids in enumerate(ids)])
+        _, table_of_index = bag_layout(indices, offsets, len(self.codes))
+        check_ids(indices, table_of_index, self.names, tuple(len(codes) for codes in self.codes))
+        counts = torch.bincount(table_of_index, minlength=len(self.codes)).tolist()
+        ids_of_tables = enumerate(torch.split(indices.to(torch.int64), counts))
+        values = torch.cat([self._values(table, ids) for table, ids in ids_of_tables])
         if weights is not None:
             values = weights.unsqueeze(1) * values
-        if offsets is not None:
-            values = _pool_in_order(values, offsets)
+        if offsets is None:
+            pooled = values + 0.0
+        else:
+            pooled = _pool_in_order(values, offsets)
             if self.pooling == "mean":
-                values /= offsets.diff().clamp_min(1).unsqueeze(1)
-        return values.view(num_tables, samples, self.embedding_dim).transpose(0, 1).contiguous()
+                pooled /= offsets.diff().clamp_min(1).unsqueeze(1)
+        by_table = pooled.view(len(self.codes), samples, self.embedding_dim)
+        return by_table.transpose(0, 1).contiguous()
 
     def _values(self, table: int, ids: Tensor) -> Tensor:
         """Values of rows of one table, float32 [len(ids), D]."""
@@ -182,15 +176,13 @@ class PackedTables:
             samples, rest = divmod(offsets.numel() - 1, num_tables)
             if rest or samples < 0:
                 raise ValueError(
-                    f"offsets must hold num_tables * batch + 1 numbers; got {offsets.numel()} for "
-                    f"{num_tables} tables"
+                    f"offsets must hold num_tables * batch + 1 numbers from 0 to {num_ids}, the "
+                    f"number of indices; got {offsets.numel()} numbers for {num_tables} tables"
                 )
         if weights is not None:
             _check_vector("weights", weights, (torch.float32,))
             if weights.numel() != num_ids:
                 raise ValueError(f"{weights.numel()} weights for {num_ids} indices")
-            if self.pooling != "sum":
-                raise ValueError("weights: only with pooling='sum', a weighted mean is undefined")
         return samples
 
     def _check_out(self, out: Tensor, samples: int) -> None:
@@ -244,17 +236,6 @@ def _check_table(name: str, codes: Tensor, scale: Tensor | None, bits: int, dim:
             f"table {name!r}: scale must have shape [1] or [{codes.shape[0]}], has "
             f"{list(scale.shape)}"
         )
-
-
-def _check_offsets(offsets: Tensor, num_ids: int) -> None:
-    first, last = int(offsets[0]), int(offsets[-1])
-    if first != 0 or last != num_ids:
-        raise ValueError(
-            f"offsets must run from 0 to {num_ids}, the number of indices; got {first} to {last}"
-        )
-    decreasing = (offsets.diff() < 0).nonzero()
-    if decreasing.numel():
-        raise ValueError(f"offsets decrease after bag {int(decreasing[0])}")
 
 
 def _pool_in_order(values: Tensor, offsets: Tensor) -> Tensor:

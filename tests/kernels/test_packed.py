@@ -105,7 +105,8 @@ def test_means_and_weights(check, bits, dim):
     indices, offsets = batch_of(ROWS, 33, 9)
     check(lambda: tables_of(dim, [bits] * 4, pooling="mean"), indices, offsets)
     weights = torch.randn(indices.numel())
-    check(lambda: tables_of(dim, [bits] * 4), indices, offsets, weights)
+    for pooling in ("sum", "mean"):
+        check(lambda: tables_of(dim, [bits] * 4, pooling=pooling), indices, offsets, weights)  # noqa: B023
     one, _ = batch_of(ROWS, 33, None)
     check(lambda: tables_of(dim, [bits] * 4), one, None, torch.randn(one.numel()))
 
@@ -142,8 +143,8 @@ def test_outputs_too_large_for_the_caches(check, dim):
     samples = (9 << 20) // (dim * 4)
     ids = torch.randint(0, 300, (samples,))
     check(lambda: tables_of(dim, [4], rows=[300]), ids)
-    offsets = torch.arange(0, samples + 1)
-    offsets[samples // 2 :] = samples
+    offsets = torch.arange(0, samples + 1) // 2 * 2  # bags of two ids and of none
+    offsets[-1] = samples
     check(lambda: tables_of(dim, [4], rows=[300]), ids, offsets)
 
 
@@ -196,10 +197,9 @@ def test_fp32_rows_keep_what_they_hold(check):
     rows = torch.tensor([[-0.0, math.inf, math.nan, 1e-45]])
     check(lambda: PackedTables([rows], [None], [32], ["t"], 4), torch.tensor([0, 0]))
     tables = PackedTables([rows], [None], [32], ["t"], 4)
-    assert math.copysign(1, float(tables.look_up(torch.tensor([0]))[0, 0, 0])) == -1
-    pooled = tables.look_up(torch.tensor([0]), torch.tensor([0, 1]))
     # A sum starts at zero, and 0 + -0 is 0.
-    assert math.copysign(1, float(pooled[0, 0, 0])) == 1
+    for offsets in (None, torch.tensor([0, 1])):
+        assert math.copysign(1, float(tables.look_up(torch.tensor([0]), offsets)[0, 0, 0])) == 1
 
 
 def test_by_hand():
@@ -214,10 +214,10 @@ BAD_BATCHES = {
     "id-negative": (IndexError, r"id -1 is outside table 't2' of 300", [0, 0, 0, 0, 0, -1], None),
     "id-huge": (IndexError, r"id 4294967296 is outside table 't0'", [1 << 32, 0, 0, 0, 0, 0], None),
     "indices-left-over": (ValueError, r"4 indices do not divide into 3 tables", [0] * 4, None),
-    "offsets-few": (ValueError, r"got 3 for 3 tables", [0] * 3, [0, 1, 3]),
-    "offsets-none": (ValueError, r"got 0 for 3 tables", [], []),
-    "offsets-start": (ValueError, r"from 0 to 3, .* got 1 to 3", [0] * 3, [1, 1, 2, 3]),
-    "offsets-end": (ValueError, r"from 0 to 3, .* got 0 to 4", [0] * 3, [0, 1, 2, 4]),
+    "offsets-few": (ValueError, r"got 3 numbers for 3 tables", [0] * 3, [0, 1, 3]),
+    "offsets-none": (ValueError, r"got 0 numbers for 3 tables", [], []),
+    "offsets-start": (ValueError, r"from 0 to 3, the number of indices", [0] * 3, [1, 1, 2, 3]),
+    "offsets-end": (ValueError, r"from 0 to 3, the number of indices", [0] * 3, [0, 1, 2, 4]),
     "offsets-decrease": (ValueError, r"offsets decrease after bag 1", [0] * 3, [0, 3, 2, 3]),
     "offsets-outside": (ValueError, r"offsets decrease after bag 1", [0] * 3, [0, 9, 2, 3]),
     "id-in-bag": (IndexError, r"id 9 is outside table 't1'", [0, 0, 9], [0, 2, 3, 3]),
@@ -262,8 +262,6 @@ def test_wrong_tensors_are_refused():
         tables.look_up(ids, weights=torch.ones(2, dtype=torch.float64))
     with pytest.raises(ValueError, match="3 weights for 2 indices"):
         tables.look_up(ids, weights=torch.ones(3))
-    with pytest.raises(ValueError, match="a weighted mean is undefined"):
-        tables_of(16, [4, 4], pooling="mean").look_up(ids, weights=torch.ones(2))
     with pytest.raises(TypeError, match="out: must be float32"):
         tables.look_up(ids, out=torch.empty(1, 2, 16, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"out: must have shape \[1, 2, 16\], has \[2, 2, 16\]"):

@@ -103,6 +103,33 @@ def test_values_never_seen_and_missing_columns_are_unknown(packed, clicks_frame)
     assert predictor.predict(clicks_frame.head(0)).shape == (0,)
 
 
+def test_large_tables_are_copied_to_huge_pages_and_answer_the_same(packed, monkeypatch):
+    from dqrm.kernels import huge_pages
+
+    _, dataset, model, path, _ = packed
+    if not huge_pages.available():
+        pytest.skip("this system has no huge pages")
+    monkeypatch.setattr(huge_pages, "SMALLEST_BYTES", 1)
+    split = dataset.split("test")
+    assert torch.equal(
+        predict(load_artifact(path).model, split, 64)[0], predict(model, split, 64)[0]
+    )
+
+
+def test_a_copy_and_a_loaded_state_are_looked_up_anew(packed):
+    import copy
+
+    artifact = load_artifact(packed[3])
+    emb_l = artifact.model.emb_l
+    ids = torch.zeros(len(emb_l.tables), dtype=torch.int64)
+    before = emb_l(ids)
+    assert torch.equal(copy.deepcopy(emb_l)(ids), before)
+    state = {name: torch.zeros_like(tensor) for name, tensor in emb_l.state_dict().items()}
+    emb_l.load_state_dict(state, assign=True)
+    assert torch.equal(emb_l(ids), torch.zeros_like(before))
+    assert torch.equal(emb_l(ids), emb_l.forward_reference(ids))
+
+
 def test_a_damaged_file_is_refused(packed, tmp_path):
     path = packed[3]
     cut = tmp_path / "cut.safetensors"

@@ -13,6 +13,10 @@ _COMMANDS = {
         "dqrm.cli.bench.preparation:prepare",
         "Time preparation beside pandas only parsing.",
     ),
+    "exactness": (
+        "dqrm.cli.bench.exactness:exactness",
+        "Count bits in which packed tables and the training forward differ.",
+    ),
     "kernels": ("dqrm.cli.bench.kernels:kernels", "Time the compiled loops beside those of peers."),
     "train": ("dqrm.cli.bench.train:train", "Time whole training steps beside those of peers."),
 }

@@ -244,7 +244,7 @@ inline Factors factors(const PackedTable& table, const float* weights, int64_t a
   return by;
 }
 
-// Writes a row's values to `out`, or adds them to what is there. Any number of columns.
+// Writes a row's values, added to zero, to `out`, or adds them to what is there. Any number of columns.
 template <int Bits, bool Add>
 inline void put_row(const uint8_t* row, int64_t dim, const Factors& by, bool streamed, float* out) {
   constexpr int64_t kParts = Bits < 8 ? 8 / Bits : 1;
@@ -259,13 +259,14 @@ inline void put_row(const uint8_t* row, int64_t dim, const Factors& by, bool str
       if constexpr (Add) {
         store(out + column, load(out + column) + value);
       } else {
-        store(out + column, value, streamed);
+        store(out + column, F32{} + value, streamed);
       }
     }
     if (column == end) continue;
     const int64_t count = end - column;
     const F32 value = value_of<Bits>(few_codes_at<Bits>(row, width, column, count), by);
-    store_few(out + column, Add ? load_few<F32>(out + column, count) + value : value, count);
+    const F32 sum = Add ? load_few<F32>(out + column, count) : F32{};
+    store_few(out + column, sum + value, count);
   }
 }
 
@@ -275,7 +276,7 @@ inline int64_t row_bytes(const PackedTable& table) {
   return Vectors == 0 ? table.row_bytes : Vectors * kLanes * Bits / 8;
 }
 
-// One id a bag: the values themselves. For the samples [first, last) of one table; weights are
+// One id a bag: its value, added to zero. For the samples [first, last) of one table; weights are
 // heeded where Vectors is 0.
 template <typename Id, int Bits, int Vectors>
 void copy_rows(const PackedBatch& batch, int64_t number, int64_t first, int64_t last,
@@ -306,7 +307,7 @@ void copy_rows(const PackedBatch& batch, int64_t number, int64_t first, int64_t 
         F32 codes[Vectors];
         row_codes<Bits, Vectors>(row, codes);
         for (int v = 0; v < Vectors; ++v) {
-          store(out + v * kLanes, value_of<Bits>(codes[v], by), batch.streamed);
+          store(out + v * kLanes, F32{} + value_of<Bits>(codes[v], by), batch.streamed);
         }
       }
     }

@@ -56,9 +56,10 @@ void PackedTables::check_offsets(const PackedBatch& batch, int64_t num_ids) cons
   const int64_t bags = batch.num_tables * batch.samples;
   const int64_t* offsets = batch.offsets;
   if (offsets[0] != 0 || offsets[bags] != num_ids) {
-    throw std::invalid_argument("offsets must run from 0 to " + std::to_string(num_ids) +
-                                ", the number of indices; got " + std::to_string(offsets[0]) +
-                                " to " + std::to_string(offsets[bags]));
+    throw std::invalid_argument(
+        "offsets must hold num_tables * batch + 1 numbers from 0 to " + std::to_string(num_ids) +
+        ", the number of indices; got numbers from " + std::to_string(offsets[0]) + " to " +
+        std::to_string(offsets[bags]));
   }
   bool decreases = false;
   for (int64_t bag = 0; bag < bags; ++bag) decreases |= offsets[bag + 1] < offsets[bag];
