@@ -19,28 +19,52 @@ inline F32 multiply_add(U32 a, U32 b, F32 sum) {
   return F32(_mm512_dpbf16_ps(__m512(sum), __m512bh(a), __m512bh(b)));
 }
 
-// Columns in order: the first of a unit is its low half.
-inline U32 transposable(F32 low, F32 high) {
+// A panel's columns, in the order of store_units and pair_rows.
+struct Columns {
+  F32 low;
+  F32 high;
+};
+
+// Of two neighbours the first is the low half.
+inline U32 columns_unit(F32 low, F32 high) {
   return U32(_mm512_cvtne2ps_pbh(__m512(high), __m512(low)));
 }
 
 inline void store_units(uint32_t* to, F32 low, F32 high) {
-  const U32 value = transposable(low, high);
-  __builtin_memcpy(to, &value, sizeof value);
+  _mm512_storeu_si512(to, __m512i(columns_unit(low, high)));
 }
 
-inline void load_units(const uint32_t* from, F32* low, F32* high) {
-  const __m512i both = _mm512_loadu_si512(from);
-  *low = F32(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(both)), 16));
-  *high = F32(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(both, 1)), 16));
+inline __m512i interleave() {
+  return _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                          6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
 }
 
-inline U32 pair_rows(F32 even, F32 odd) {
-  const __m512i both = __m512i(_mm512_cvtne2ps_pbh(__m512(odd), __m512(even)));
-  const __m512i order = _mm512_set_epi16(
-      31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
-      3, 18, 2, 17, 1, 16, 0);
-  return U32(_mm512_permutexvar_epi16(order, both));
+inline void pair_rows(Columns even, Columns odd, uint32_t* to) {
+  const __m512i low = __m512i(_mm512_cvtne2ps_pbh(__m512(odd.low), __m512(even.low)));
+  const __m512i high = __m512i(_mm512_cvtne2ps_pbh(__m512(odd.high), __m512(even.high)));
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi16(interleave(), low));
+  _mm512_storeu_si512(to + kLanes, _mm512_permutexvar_epi16(interleave(), high));
+}
+
+inline void pair_units(const uint32_t* even, const uint32_t* odd, uint32_t* to) {
+  // Bit 5 of an index chooses the second operand.
+  const __m512i second = _mm512_set1_epi32(16 << 16);
+  const __m512i low = _mm512_add_epi16(interleave(), second);
+  const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  const __m512i a = _mm512_loadu_si512(even), b = _mm512_loadu_si512(odd);
+  _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, low, b));
+  _mm512_storeu_si512(to + kLanes, _mm512_permutex2var_epi16(a, high, b));
+}
+
+inline uint32_t active(Columns value) {
+  // Minus zero is zero, a NaN is not.
+  const __m512i unit = __m512i(columns_unit(value.low, value.high));
+  return _mm512_test_epi16_mask(unit, _mm512_set1_epi16(0x7FFF));
+}
+
+inline Columns keep(Columns value, uint32_t active) {
+  return {F32(_mm512_maskz_mov_ps(__mmask16(active), __m512(value.low))),
+          F32(_mm512_maskz_mov_ps(__mmask16(active >> 16), __m512(value.high)))};
 }
 
 }  // namespace

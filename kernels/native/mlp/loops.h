@@ -9,7 +9,9 @@
 //   dw = dy^T x  sums over rows:     dy and x in panels of row pairs (weight_gradient)
 //
 // A panel holds `panel_columns` columns, unit after unit, so that a product reads it as a stream.
-// What is beyond the last column or row is zero.
+// Backward goes through the batch in blocks of rows whose gradients stay in the cache: down to the
+// first layer, then into the weights' gradients. dy is written in both forms, pairs of x are made
+// when they are needed. What is beyond the last column or row is zero.
 #pragma once
 
 #include <cstdint>
@@ -18,14 +20,17 @@
 
 namespace dqrm {
 
-// A matrix [rows, columns] of activations or gradients.
+// A matrix [rows, columns] of activations or gradients, units along the columns:
+// [rows][row_stride]. Null if not needed.
 struct MlpMatrix {
-  // Units along the columns: [rows][row_stride]. Null if not needed.
   uint32_t* rows;
   int64_t row_stride;
-  // Units along the rows: [panels][row pairs][panel_columns], with the distances given here. Null
-  // if not needed. With float units this is `rows` seen another way.
-  uint32_t* pairs;
+};
+
+// A matrix with units along the rows: [panels][row pairs][panel_columns], at the distances given.
+// With float units this is a MlpMatrix seen another way.
+struct MlpPairs {
+  uint32_t* units;
   int64_t panel_stride;
   int64_t pair_stride;
 };
@@ -50,8 +55,14 @@ struct MlpLayer {
   float* shift;
 
   MlpMatrix input;
-  MlpMatrix output;    // the next layer's input, or the last layer's output if a ReLU follows
-  MlpMatrix gradient;  // of the output, before the ReLU
+  MlpMatrix output;  // the next layer's input; null after the last layer
+  // Bit j of [panels of outputs][batch]: column j of the panel passed the ReLU. Null if not needed.
+  uint32_t* active;
+  int64_t batch;
+  // For the rows of a block: the gradient of the output before the ReLU, times scale where
+  // weights are packed as codes.
+  MlpMatrix gradient;
+  MlpPairs gradient_pairs;  // not times scale
   float* bias_parts;   // sums of gradient over the rows of every part: [parts][panels * columns]
 };
 
@@ -61,11 +72,20 @@ struct MlpOutside {
   int64_t row_stride;
 };
 
+// Rows [begin, end) of the batch, which are one part of block [block, ..).
+struct MlpPart {
+  int64_t begin;
+  int64_t end;
+  int64_t block;
+  int64_t number;
+};
+
 struct MlpLoops {
   int64_t unit;           // values in a unit
   int64_t panel_columns;
   int64_t rows;           // rows that are computed at a time; even
   int64_t pack_rows;      // weight rows packed at a time
+  int64_t block_rows;     // rows of a block at most; even
 
   // Quantizes and packs pack_rows rows of the weight.
   void (*pack)(const MlpLayer& layer, int64_t block, bool training);
@@ -73,14 +93,15 @@ struct MlpLoops {
   void (*take_input)(const MlpLayer& layer, MlpOutside x, int64_t begin, int64_t end);
   // From layer.input to layer.output and, if y.values is not null, to y.
   void (*forward)(const MlpLayer& layer, int64_t begin, int64_t end, MlpOutside y);
-  // Rows of the gradient that the caller has of the last layer's output.
-  void (*take_gradient)(const MlpLayer& layer, MlpOutside grad, int64_t begin, int64_t end,
-                        int64_t part);
+  // The gradient that the caller has of the last layer's output.
+  void (*take_gradient)(const MlpLayer& layer, MlpOutside grad, MlpPart part);
   // From layer.gradient to below.gradient, or to grad_x if there is no layer below.
-  void (*backward)(const MlpLayer& layer, const MlpLayer* below, int64_t begin, int64_t end,
-                   int64_t part, MlpOutside grad_x);
-  // One panel of outputs of the gradients of weight and bias.
-  void (*weight_gradient)(const MlpLayer& layer, int64_t panel, int64_t batch, int64_t parts);
+  void (*backward)(const MlpLayer& layer, const MlpLayer* below, MlpPart part, MlpOutside grad_x);
+  // Adds a block of rows to one panel of inputs of the weight's gradient, for panels [first, last)
+  // of outputs; the block at row 0 begins the sum.
+  void (*weight_gradient)(const MlpLayer& layer, int64_t panel, int64_t first, int64_t last,
+                          int64_t begin, int64_t end);
+  void (*bias_gradient)(const MlpLayer& layer, int64_t parts);
 };
 
 DQRM_DECLARE_LOOPS(MlpLoops, mlp_loops)

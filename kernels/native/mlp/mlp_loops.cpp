@@ -14,20 +14,54 @@ constexpr int kRows = kLanes == 16 ? 12 : 6;
 
 inline F32 multiply_add(U32 a, U32 b, F32 sum) { return fma(F32(a), F32(b), sum); }
 
+// A panel's columns.
+struct Columns {
+  F32 low;
+  F32 high;
+};
+
+inline U32 columns_unit(F32 low, F32) { return U32(low); }
+
 inline void store_units(uint32_t* to, F32 low, F32 high) {
   __builtin_memcpy(to, &low, sizeof low);
   __builtin_memcpy(to + kLanes, &high, sizeof high);
 }
 
-inline void load_units(const uint32_t* from, F32* low, F32* high) {
-  __builtin_memcpy(low, from, sizeof *low);
-  __builtin_memcpy(high, from + kLanes, sizeof *high);
+// A unit holds one row.
+inline void pair_rows(Columns even, Columns, uint32_t* to) {
+  store_units(to, even.low, even.high);
 }
 
-// Units along the rows are the units along the columns: one value.
-inline U32 pair_rows(F32 even, F32) { return U32(even); }
+inline void pair_units(const uint32_t* even, const uint32_t*, uint32_t* to) {
+  __builtin_memcpy(to, even, 2 * sizeof(F32));
+}
 
-inline U32 transposable(F32 low, F32) { return U32(low); }
+inline uint32_t active_lanes(F32 value) {
+  const I32 is = value != F32{};
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask(__m512i(is));
+#elif defined(__AVX2__)
+  return uint32_t(_mm256_movemask_ps(__m256(is)));
+#else
+  uint32_t bits = 0;
+  for (int lane = 0; lane < kLanes; ++lane) bits |= uint32_t(is[lane] & 1) << lane;
+  return bits;
+#endif
+}
+
+inline uint32_t active(Columns value) {
+  return active_lanes(value.low) | active_lanes(value.high) << kLanes;
+}
+
+inline F32 keep_lanes(F32 value, uint32_t active) {
+  U32 bit;
+  for (int lane = 0; lane < kLanes; ++lane) bit[lane] = 1u << lane;
+  return (bit & active) != 0 ? value : F32{};
+}
+
+inline Columns keep(Columns value, uint32_t active) {
+  return {keep_lanes(value.low, active), keep_lanes(value.high, active >> kLanes)};
+}
 
 }  // namespace
 }  // namespace DQRM_LEVEL

@@ -20,21 +20,25 @@ inline void store_vector(uint32_t* to, U32 value) { __builtin_memcpy(to, &value,
 // The first `count` lanes, zero in the others.
 inline F32 load_part(const float* from, int64_t count) {
   if (count >= kLanes) return load(from);
+  if (count <= 0) return F32{};
+#if defined(__AVX512F__)
+  return F32(_mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), from));
+#else
   F32 value{};
-  if (count > 0) __builtin_memcpy(&value, from, size_t(count) * sizeof(float));
+  __builtin_memcpy(&value, from, size_t(count) * sizeof(float));
   return value;
+#endif
 }
 
 inline void store_part(float* to, F32 value, int64_t count) {
   if (count >= kLanes) return store(to, value);
-  if (count > 0) __builtin_memcpy(to, &value, size_t(count) * sizeof(float));
+  if (count <= 0) return;
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, __mmask16((1u << count) - 1), __m512(value));
+#else
+  __builtin_memcpy(to, &value, size_t(count) * sizeof(float));
+#endif
 }
-
-// A panel's columns of one row.
-struct Columns {
-  F32 low;
-  F32 high;
-};
 
 inline Columns load_columns(const float* from, int64_t count) {
   return {load_part(from, count), load_part(from + kLanes, count - kLanes)};
@@ -54,10 +58,10 @@ inline Columns cut(Columns value, int64_t count) {
   return load_columns(columns, count);
 }
 
-// tile[R][kPanel] = a b for R rows and V vectors of columns; the rest of the panel becomes zero.
+// c = a b for R rows and V vectors of columns.
 template <int R, int V>
 void multiply(int64_t steps, const uint32_t* a, int64_t a_row, int64_t a_step, const uint32_t* b,
-              int64_t b_step, float* tile) {
+              int64_t b_step, float* c, int64_t c_row) {
   // One pointer for three rows: more would not fit the registers.
   constexpr int kPointers = (R + 2) / 3;
   const uint32_t* rows[kPointers];
@@ -79,12 +83,12 @@ void multiply(int64_t steps, const uint32_t* a, int64_t a_row, int64_t a_step, c
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v) store(tile + r * kPanel + v * kLanes, v < V ? sums[r][v] : F32{});
+    for (int v = 0; v < V; ++v) store(c + r * c_row + v * kLanes, sums[r][v]);
   }
 }
 
 using Multiply = void (*)(int64_t, const uint32_t*, int64_t, int64_t, const uint32_t*, int64_t,
-                          float*);
+                          float*, int64_t);
 
 template <int V, int... R>
 struct Multiplies {

@@ -3,19 +3,25 @@ namespace dqrm {
 namespace DQRM_LEVEL {
 namespace {
 
-// The largest magnitude of a row, a NaN if it has one.
+// The largest magnitude of a row, a NaN if it has one: as integers, magnitudes are in order and
+// NaN come last.
 float largest_magnitude(const float* row, int64_t count) {
-  F32 found{};
-  for (int64_t k = 0; k < count; k += kLanes) {
-    const F32 value = abs(load_part(row + k, count - k));
-    found = (value > found) | (value != value) ? value : found;
+  I32 found[4] = {};
+  for (int64_t k = 0; k < count; k += 4 * kLanes) {
+    for (int i = 0; i < 4; ++i) {
+      const I32 value = I32(abs(load_part(row + k + i * kLanes, count - k - i * kLanes)));
+      found[i] = value > found[i] ? value : found[i];
+    }
   }
-  float largest = 0.0f;
-  for (int lane = 0; lane < kLanes; ++lane) {
-    if (found[lane] > largest || found[lane] != found[lane]) largest = found[lane];
-    if (largest != largest) break;
+  int32_t largest = 0;
+  for (const I32& lanes : found) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (lanes[lane] > largest) largest = lanes[lane];
+    }
   }
-  return largest;
+  float value;
+  __builtin_memcpy(&value, &largest, sizeof value);
+  return value;
 }
 
 // Codes as in dqrm/compress/grids.py, in the same arithmetic.
@@ -24,21 +30,29 @@ inline F32 quantized(F32 weight, F32 scale, F32 largest) {
   return min(largest, max(-largest - all(1.0f), code)) + F32{};
 }
 
+// Exchanges the blocks of D x D off the diagonal of every 2D x 2D block.
+template <int D>
+inline void exchange(U32 (&m)[kLanes]) {
+  I32 low{}, high{};
+  for (int j = 0; j < kLanes; ++j) {
+    low[j] = j & D ? kLanes + (j ^ D) : j;
+    high[j] = j & D ? kLanes + j : j | D;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & D) continue;
+    const U32 a = m[i], b = m[i | D];
+    m[i] = __builtin_shuffle(a, b, low);
+    m[i | D] = __builtin_shuffle(a, b, high);
+  }
+}
+
 // m[i][j] becomes m[j][i].
 inline void transpose(U32 (&m)[kLanes]) {
-  for (int d = kLanes / 2; d > 0; d /= 2) {
-    I32 low, high;
-    for (int j = 0; j < kLanes; ++j) {
-      low[j] = j & d ? kLanes + (j ^ d) : j;
-      high[j] = j & d ? kLanes + j : j | d;
-    }
-    for (int i = 0; i < kLanes; ++i) {
-      if (i & d) continue;
-      const U32 a = m[i], b = m[i | d];
-      m[i] = __builtin_shuffle(a, b, low);
-      m[i | d] = __builtin_shuffle(a, b, high);
-    }
-  }
+  if constexpr (kLanes > 8) exchange<8>(m);
+  if constexpr (kLanes > 4) exchange<4>(m);
+  exchange<2>(m);
+  exchange<1>(m);
 }
 
 void pack(const MlpLayer& layer, int64_t block, bool training) {
@@ -82,7 +96,7 @@ void pack(const MlpLayer& layer, int64_t block, bool training) {
           }
         }
       }
-      units[i] = transposable(value.low, value.high);
+      units[i] = columns_unit(value.low, value.high);
       if (!training) continue;
       uint32_t* to = layer.backward_panels + column / kPanel * output_units * kPanel +
                      (first + i) / kUnit * kPanel + column % kPanel;
@@ -91,8 +105,7 @@ void pack(const MlpLayer& layer, int64_t block, bool training) {
       } else if (i % 2 == 0) {
         even = value;
       } else if (i - 1 < rows) {
-        store_vector(to, pair_rows(even.low, value.low));
-        store_vector(to + kLanes, pair_rows(even.high, value.high));
+        pair_rows(even, value, to);
       }
     }
     transpose(units);

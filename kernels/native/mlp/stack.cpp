@@ -1,7 +1,6 @@
 #include "stack.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "../common/parallel.h"
@@ -10,6 +9,9 @@ namespace dqrm {
 namespace {
 
 constexpr int64_t kLineBytes = 64;
+
+// Parts of a layer's weight gradient, so that threads find some to share.
+constexpr int64_t kLeastProducts = 8;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -54,28 +56,23 @@ int64_t MlpStack::rows_of_part(int64_t batch) const {
   return tiles * loops_->rows;
 }
 
+int64_t MlpStack::rows_of_block(int64_t batch) const {
+  const int64_t step = rows_of_part(batch);
+  return loops_->block_rows / step * step;
+}
+
 int64_t MlpStack::place(char* base, int64_t batch, bool training,
                         std::vector<MlpLayer>* layers) const {
   const int64_t unit = loops_->unit, panel = loops_->panel_columns;
-  const int64_t pairs = ceil_div(batch, unit);
+  // Rows whose gradients are held at a time.
+  const int64_t held = std::min(batch, rows_of_block(batch)), pairs = ceil_div(held, unit);
   Pieces pieces(base);
   const auto panels = [&](int64_t columns) { return ceil_div(columns, panel); };
-  const auto matrix = [&](int64_t columns, bool with_pairs) {
-    MlpMatrix made{};
+  const auto matrix = [&](int64_t rows, int64_t columns) {
     // An odd number of cache lines: rows a power of two apart would share a few cache sets.
     const int64_t line = kLineBytes / int64_t(sizeof(uint32_t));
-    made.row_stride = (ceil_div(panels(columns) * panel / unit, line) | 1) * line;
-    made.rows = pieces.take<uint32_t>(batch * made.row_stride);
-    if (unit == 1) {
-      made.pairs = made.rows;
-      made.panel_stride = panel;
-      made.pair_stride = made.row_stride;
-    } else if (with_pairs) {
-      made.panel_stride = pairs * panel;
-      made.pair_stride = panel;
-      made.pairs = pieces.take<uint32_t>(panels(columns) * made.panel_stride);
-    }
-    return made;
+    const int64_t stride = (ceil_div(panels(columns) * panel / unit, line) | 1) * line;
+    return MlpMatrix{pieces.take<uint32_t>(rows * stride), stride};
   };
   layers->resize(arrays_.size());
   for (size_t i = 0; i < arrays_.size(); ++i) {
@@ -93,20 +90,25 @@ int64_t MlpStack::place(char* base, int64_t batch, bool training,
     to.forward_panels = pieces.take<uint32_t>(ceil_div(from.inputs, unit) * outputs_padded);
     to.scale = pieces.take<float>(outputs_padded);
     to.shift = pieces.take<float>(outputs_padded);
-    to.input = matrix(from.inputs, training);
+    to.input = matrix(batch, from.inputs);
     to.output = {};
-    to.gradient = {};
+    to.active = nullptr;
     if (!training) continue;
     to.backward_panels =
         pieces.take<uint32_t>(ceil_div(from.outputs, unit) * panels(from.inputs) * panel);
-    to.gradient = matrix(from.outputs, true);
+    to.active = from.relu ? pieces.take<uint32_t>(panels(from.outputs) * batch) : nullptr;
+    to.batch = batch;
+    to.gradient = matrix(held, from.outputs);
+    if (unit == 1) {
+      to.gradient_pairs = {to.gradient.rows, panel, to.gradient.row_stride};
+    } else {
+      // Panels a power of two apart would share a few cache sets.
+      const int64_t stride = pairs * panel + kLineBytes / 4 * 13;
+      to.gradient_pairs = {pieces.take<uint32_t>(panels(from.outputs) * stride), stride, panel};
+    }
     to.bias_parts = pieces.take<float>(ceil_div(batch, rows_of_part(batch)) * outputs_padded);
   }
   for (size_t i = 0; i + 1 < arrays_.size(); ++i) (*layers)[i].output = (*layers)[i + 1].input;
-  if (training && arrays_.back().relu) {
-    layers->back().output = matrix(arrays_.back().outputs, false);
-    layers->back().output.pairs = nullptr;
-  }
   return pieces.used();
 }
 
@@ -155,36 +157,64 @@ void MlpStack::backward(MlpOutside grad_y, int64_t batch, MlpOutside grad_x, voi
                         int threads) const {
   std::vector<MlpLayer> layers;
   place(aligned(workspace), batch, true, &layers);
-  const int64_t step = rows_of_part(batch);
-  const int64_t parts = ceil_div(batch, step);
+  if (batch == 0) {
+    for (const MlpLayer& layer : layers) {
+      std::fill_n(layer.weight_gradient, layer.outputs * layer.inputs, 0.0f);
+      std::fill_n(layer.bias_gradient, layer.outputs, 0.0f);
+    }
+    return;
+  }
   // Nobody multiplies with the scaled gradient of the first layer.
   if (loops_->unit == 2 && !grad_x.values) layers.front().gradient.rows = nullptr;
+  const int64_t step = rows_of_part(batch);
+  const int64_t block_rows = rows_of_block(batch);
+  for (int64_t block = 0; block < batch; block += block_rows) {
+    const int64_t block_end = std::min(block + block_rows, batch);
+    auto down = [&](int64_t number) {
+      const int64_t begin = block + number * step;
+      backward_part({begin, std::min(begin + step, batch), block, begin / step}, layers, grad_y,
+                    grad_x);
+    };
+    parallel_for(threads, ceil_div(block_end - block, step), down);
+    add_weight_gradients(layers, block, block_end, threads);
+  }
+  for (const MlpLayer& layer : layers) loops_->bias_gradient(layer, ceil_div(batch, step));
+}
 
-  auto down = [&](int64_t part) {
-    const int64_t begin = part * step, end = std::min(begin + step, batch);
-    for (const MlpLayer& layer : layers) {
-      const int64_t width = ceil_div(layer.outputs, loops_->panel_columns) * loops_->panel_columns;
-      std::memset(layer.bias_parts + part * width, 0, size_t(width) * sizeof(float));
-    }
-    loops_->take_gradient(layers.back(), grad_y, begin, end, part);
-    for (size_t i = layers.size(); i-- > 1;) {
-      loops_->backward(layers[i], &layers[i - 1], begin, end, part, {});
-    }
-    if (grad_x.values) loops_->backward(layers.front(), nullptr, begin, end, part, grad_x);
-  };
-  parallel_for(threads, parts, down);
-
-  std::vector<int64_t> panels;
-  int64_t all_panels = 0;
+void MlpStack::backward_part(MlpPart part, const std::vector<MlpLayer>& layers, MlpOutside grad_y,
+                             MlpOutside grad_x) const {
   for (const MlpLayer& layer : layers) {
-    panels.push_back(ceil_div(layer.outputs, loops_->panel_columns));
-    all_panels += panels.back();
+    const int64_t width = ceil_div(layer.outputs, loops_->panel_columns) * loops_->panel_columns;
+    std::fill_n(layer.bias_parts + part.number * width, width, 0.0f);
+  }
+  loops_->take_gradient(layers.back(), grad_y, part);
+  for (size_t i = layers.size(); i-- > 1;) {
+    loops_->backward(layers[i], &layers[i - 1], part, {});
+  }
+  if (grad_x.values) loops_->backward(layers.front(), nullptr, part, grad_x);
+}
+
+void MlpStack::add_weight_gradients(const std::vector<MlpLayer>& layers, int64_t begin,
+                                    int64_t end, int threads) const {
+  // A part is one panel of inputs; where those are few, with a share of the outputs.
+  std::vector<int64_t> products, shares;
+  int64_t all_products = 0;
+  for (const MlpLayer& layer : layers) {
+    const int64_t panels = ceil_div(layer.inputs, loops_->panel_columns);
+    const int64_t above = ceil_div(layer.outputs, loops_->panel_columns);
+    shares.push_back(std::min(above, ceil_div(kLeastProducts, panels)));
+    products.push_back(panels * shares.back());
+    all_products += products.back();
   }
   auto sum = [&](int64_t position) {
-    const LayerPart at = find(position, panels);
-    loops_->weight_gradient(layers[at.layer], at.part, batch, parts);
+    const auto [number, part] = find(position, products);
+    const MlpLayer& layer = layers[number];
+    const int64_t panel = part / shares[number], share = part % shares[number];
+    const int64_t above = ceil_div(layer.outputs, loops_->panel_columns);
+    loops_->weight_gradient(layer, panel, above * share / shares[number],
+                            above * (share + 1) / shares[number], begin, end);
   };
-  parallel_for(threads, all_panels, sum);
+  parallel_for(threads, all_products, sum);
 }
 
 }  // namespace dqrm

@@ -45,6 +45,11 @@ class MlpStack {
  private:
   int64_t place(char* base, int64_t batch, bool training, std::vector<MlpLayer>* layers) const;
   int64_t rows_of_part(int64_t batch) const;
+  int64_t rows_of_block(int64_t batch) const;
+  void backward_part(MlpPart part, const std::vector<MlpLayer>& layers, MlpOutside grad_y,
+                     MlpOutside grad_x) const;
+  void add_weight_gradients(const std::vector<MlpLayer>& layers, int64_t begin, int64_t end,
+                            int threads) const;
 
   std::vector<MlpLayerArrays> arrays_;
   const MlpLoops* loops_;
