@@ -202,7 +202,23 @@ def _kernels() -> list[Finding]:
     levels = ", ".join(cpu.available_levels())
     forced = os.environ.get(cpu.ISA_VARIABLE)
     why = f"forced by {cpu.ISA_VARIABLE}" if forced else "the best this processor has"
-    return [Finding("kernels", "native", f"{level}: {why} (available: {levels})")]
+    return [
+        Finding("kernels", "native", f"{level}: {why} (available: {levels})"),
+        Finding("kernels", "bfloat16", _bfloat16(level)),
+    ]
+
+
+def _bfloat16(level: str) -> str:
+    """Who multiplies in bfloat16; the same choice as dqrm.kernels.mlp makes."""
+    from dqrm.kernels import cpu
+
+    module = cpu.native()
+    assert module is not None
+    if module.has_amx():
+        return "by oneDNN on AMX"
+    if module.has_avx512_bf16() and level == "avx512":
+        return "by native loops on AVX512-BF16"
+    return "no instructions for it here: MLPs multiply in FP32"
 
 
 def _torch() -> list[Finding]:
