@@ -111,23 +111,34 @@ class PackedTables:
             TypeError: a tensor has a dtype other than those above.
             ValueError: shapes do not fit each other. Nothing is written in any of these cases.
         """
-        samples = self._check_batch(indices, offsets, weights)
+        # Arguments are looked at closely only when the native function refuses them: at a few
+        # hundred look-ups that would take as long as the look-ups.
         if out is None:
-            out = torch.empty(samples, len(self.codes), self.embedding_dim)
-        else:
-            self._check_out(out, samples)
+            bags = indices.numel() if offsets is None else max(0, offsets.numel() - 1)
+            out = torch.empty(bags // len(self.codes), len(self.codes), self.embedding_dim)
         if self._native is None:
+            self._check_out(out, self._check_batch(indices, offsets, weights))
             return out.copy_(self.look_up_reference(indices, offsets, weights=weights))
-        if offsets is not None and offsets.dtype != torch.int64:
-            offsets = offsets.to(torch.int64)
+        try:
+            self._look_up(indices, offsets, weights, out)
+        except (RuntimeError, TypeError, ValueError):
+            self._check_out(out, self._check_batch(indices, offsets, weights))
+            if offsets is not None:
+                offsets = offsets.to(torch.int64).contiguous()
+            weights = None if weights is None else weights.contiguous()
+            self._look_up(indices.contiguous(), offsets, weights, out)
+        return out
+
+    def _look_up(
+        self, indices: Tensor, offsets: Tensor | None, weights: Tensor | None, out: Tensor
+    ) -> None:
         self._native.look_up(
-            capsule(indices.contiguous()),
-            None if offsets is None else capsule(offsets.contiguous()),
-            None if weights is None else capsule(weights.contiguous()),
+            capsule(indices),
+            None if offsets is None else capsule(offsets),
+            None if weights is None else capsule(weights),
             capsule(out),
             torch.get_num_threads(),
         )
-        return out
 
     def look_up_reference(
         self, indices: Tensor, offsets: Tensor | None = None, *, weights: Tensor | None = None

@@ -49,7 +49,7 @@ class PackedEmbeddingBags(nn.Module):
                 codes, scales, bits, names, self.embedding_dim, self.pooling, indices, offsets
             )
             return pooled
-        return self.packed_tables().look_up(indices, offsets)
+        return (self._held or self.packed_tables()).look_up(indices, offsets)
 
     def forward_reference(self, indices: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Return what forward does, by torch operators."""
