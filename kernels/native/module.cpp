@@ -6,6 +6,7 @@
 #include "bench/bindings.h"
 #include "common/levels.h"
 #include "embedding/bindings.h"
+#include "exchange/bindings.h"
 #include "interaction/bindings.h"
 #include "mlp/bindings.h"
 #include "packed/bindings.h"
@@ -20,6 +21,7 @@ NB_MODULE(_native, module) {
   module.def("has_amx", &has_amx);
   bind_bench(module);
   bind_embedding(module);
+  bind_exchange(module);
   bind_interaction(module);
   bind_mlp(module);
   bind_packed(module);

@@ -1,7 +1,7 @@
 // Rows, and an optimizer's state of rows, in bfloat16; for *_loops.cpp only.
 #pragma once
 
-#include "rounding.h"
+#include "../common/rounding.h"
 #include "rows.h"
 
 namespace dqrm {

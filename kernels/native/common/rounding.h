@@ -2,7 +2,7 @@
 // dqrm.kernels.rounding; every level gives the same bits.
 #pragma once
 
-#include "../common/narrow.h"
+#include "narrow.h"
 
 namespace dqrm {
 namespace DQRM_LEVEL {
