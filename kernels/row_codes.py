@@ -77,7 +77,7 @@ def write_rows_reference(values: Tensor, steps: Tensor, random: Tensor, bits: in
     steps = torch.where(keep, steps, fresh)
     finite = max_abs.isfinite()
     codes = round_to_integer_reference(values / steps.unsqueeze(1), random)
-    codes = torch.where(finite.unsqueeze(1), codes, 0).clamp_(-largest, largest)
+    codes = torch.where(finite.unsqueeze(1), codes, 0)
     upper = torch.where(finite, steps.view(torch.int32) >> 16, BFLOAT16_NAN)
     step_bytes = torch.stack([upper & 255, upper >> 8], dim=1).to(torch.uint8)
     return torch.cat([step_bytes, pack(codes, bits).view(torch.uint8)], dim=1)

@@ -10,12 +10,12 @@ from dqrm.kernels.rules import RowRule
 from dqrm.kernels.tables import TableLayout
 
 KINDS = ["bf16", "int8", "int4"]
-DIMS = [1, 4, 5, 15, 16, 17, 32, 33, 64, 100, 128, 256]
-ROWS = (1, 7, 500)
+ROWS = (1, 7, 100)
+NUM_ROWS = sum(ROWS)
 
 
-def twins(kind, dim, rows=ROWS, *, exact=True, clip=False, pooling="sum"):
-    """The same empty tables twice, plain and native at the level in force."""
+def tables_of(kind, dim, batch, rows=ROWS, *, exact=True, clip=False, pooling="sum"):
+    """Empty tables of a kind: plain, or native at the level in force."""
     on_grid = kind in ("int8", "int4")
     layout = TableLayout(
         names=tuple(f"t{number}" for number in range(len(rows))),
@@ -26,25 +26,20 @@ def twins(kind, dim, rows=ROWS, *, exact=True, clip=False, pooling="sum"):
         clip=clip,
         pooling=pooling,
     )
-    made = []
-    for batch in (TableBatchReference, TableBatch):
-        torch.manual_seed(5)
-        storage = make_storage(kind, sum(rows), dim)
-        scales = torch.ones(len(rows))
-        made.append((batch(layout, storage, scales), storage, scales))
-    return made
+    torch.manual_seed(5)
+    storage = make_storage(kind, sum(rows), dim)
+    scales = torch.ones(len(rows))
+    return batch(layout, storage, scales), storage, scales
 
 
-def assert_equal_bits(left, right, message):
-    if left.dtype == torch.bfloat16:
-        left, right = left.view(torch.int16), right.view(torch.int16)
-    assert torch.equal(left, right), message
-
-
-def write_both(made, rows, values):
-    for batch, _, _ in made:
-        batch.write_rows(rows, values)
-        batch.rebuild()
+def assert_same_everywhere(each_level, steps):
+    """Run ``steps(batch_class)``, a generator of tensors, plainly and at every level."""
+    expected = [(name, tensor.clone()) for name, tensor in steps(TableBatchReference)]
+    for level in each_level():
+        for (name, right), (_, left) in zip(expected, steps(TableBatch), strict=True):
+            if left.dtype == torch.bfloat16:
+                left, right = left.view(torch.int16), right.view(torch.int16)
+            assert torch.equal(left, right), f"{name} at level {level}"
 
 
 def hostile_values(rows, dim):
@@ -60,23 +55,24 @@ def hostile_values(rows, dim):
     return values
 
 
-@pytest.mark.parametrize("dim", DIMS)
+@pytest.mark.parametrize("dim", [1, 4, 5, 15, 16, 17, 32, 33, 64, 100, 256])
 @pytest.mark.parametrize("kind", KINDS)
 def test_writing_and_reading(each_level, kind, dim):
-    for level in each_level():
-        made = twins(kind, dim, exact=False)
-        torch.manual_seed(0)
-        rows = torch.randperm(sum(ROWS))
-        for scale in (1.0, 1.0 + 2**-9, 0.6, 0.4, 3.0):
-            write_both(made, rows, scale * hostile_values(len(rows), dim))
-            assert_equal_bits(made[0][1].tensor, made[1][1].tensor, (level, scale))
-        # Codes are multiplied by their step; bfloat16 rows would be put on a grid.
-        indices = torch.cat([torch.arange(n) for n in (1, 7, 500)])
-        offsets = torch.tensor([0, 1, 8, 508])
-        outs = [torch.empty(1, 3, dim) for _ in made]
-        for (batch, _, _), out in zip(made, outs, strict=True):
-            batch.lookup(indices, offsets, out)
-        assert_equal_bits(outs[0].nan_to_num(), outs[1].nan_to_num(), level)
+    torch.manual_seed(0)
+    rows, values = torch.randperm(NUM_ROWS), hostile_values(NUM_ROWS, dim)
+    everything = torch.cat([torch.arange(n) for n in ROWS])
+    offsets = torch.tensor([0, 1, 8, NUM_ROWS])
+
+    def steps(batch_class):
+        batch, storage, _ = tables_of(kind, dim, batch_class, exact=False)
+        out = torch.empty(1, 3, dim)
+        for factor in (1.0, 1.0 + 2**-9, 0.6, 0.4, 3.0):
+            batch.write_rows(rows, factor * values)
+            yield f"rows times {factor}", storage.tensor
+            batch.lookup(everything, offsets, out)
+            yield "their sum", out.nan_to_num()
+
+    assert_same_everywhere(each_level, steps)
 
 
 def random_batch(rows, samples, generator):
@@ -90,43 +86,50 @@ def random_batch(rows, samples, generator):
 
 
 @pytest.mark.parametrize("name", ["sgd", "adagrad", "adam"])
-@pytest.mark.parametrize("dim", [4, 5, 16, 32, 37, 128])
+@pytest.mark.parametrize("dim", [5, 16, 32, 37, 128])
 @pytest.mark.parametrize("kind", KINDS)
 def test_training(each_level, kind, dim, name):
-    for level in each_level():
-        made = twins(kind, dim, clip=kind == "bf16", pooling="mean")
+    def steps(batch_class):
+        clip = kind == "bf16"
+        batch, storage, scales = tables_of(kind, dim, batch_class, clip=clip, pooling="mean")
         generator = torch.Generator().manual_seed(1)
-        write_both(made, torch.arange(sum(ROWS)), torch.randn(sum(ROWS), dim, generator=generator))
-        rules = [RowRule(name, storage, weight_decay=0.01) for _, storage, _ in made]
+        batch.write_rows(torch.arange(NUM_ROWS), torch.randn(NUM_ROWS, dim, generator=generator))
+        batch.rebuild()
+        rule = RowRule(name, storage, weight_decay=0.01)
         for step in range(4):
-            indices, offsets = random_batch(ROWS, 60, generator)
-            grad = torch.randn(60, len(ROWS), dim, generator=generator)
-            outs = [torch.empty(60, len(ROWS), dim) for _ in made]
-            for (batch, _, _), rule, out in zip(made, rules, outs, strict=True):
-                batch.lookup(indices, offsets, out)
-                batch.update(indices, offsets, grad, rule, 0.05)
-            assert_equal_bits(outs[0], outs[1], (level, step, "lookup"))
-            (_, plain, plain_scales), (_, native, native_scales) = made
-            assert_equal_bits(plain.tensor, native.tensor, (level, step, "rows"))
-            assert_equal_bits(plain_scales, native_scales, (level, step, "scales"))
-            assert torch.equal(plain.clock, native.clock)
-            for key, state in rules[0].state().items():
-                assert_equal_bits(state, rules[1].state()[key], (level, step, key))
+            indices, offsets = random_batch(ROWS, 30, generator)
+            out = torch.empty(30, len(ROWS), dim)
+            batch.lookup(indices, offsets, out)
+            yield f"lookup {step}", out
+            grad = torch.randn(30, len(ROWS), dim, generator=generator)
+            batch.update(indices, offsets, grad, rule, 0.05)
+            yield f"rows {step}", storage.tensor
+            yield f"scales {step}", scales
+            yield f"clock {step}", storage.clock
+            for key, state in rule.state().items():
+                yield f"{key} {step}", state
+
+    assert_same_everywhere(each_level, steps)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_merged_batch_and_a_batch_of_indices_take_the_same_step(each_level, kind):
+def test_a_merged_batch_takes_the_same_step_as_its_indices(each_level, kind):
+    generator = torch.Generator().manual_seed(2)
+    indices, offsets = random_batch(ROWS, 50, generator)
+    grad = torch.randn(50, len(ROWS), 16, generator=generator)
     for level in each_level():
-        made = twins(kind, 16)
-        write_both(made, torch.arange(sum(ROWS)), torch.ones(sum(ROWS), 16))
-        (plain, _, _), (native, _, _) = made
-        generator = torch.Generator().manual_seed(2)
-        indices, offsets = random_batch(ROWS, 50, generator)
-        grad = torch.randn(50, len(ROWS), 16, generator=generator)
-        rows, values = native.row_gradient(indices, offsets, grad)
-        plain.apply(rows, values, RowRule("adagrad", made[0][1]), 0.1)
-        native.update(indices, offsets, grad, RowRule("adagrad", made[1][1]), 0.1)
-        assert_equal_bits(made[0][1].tensor, made[1][1].tensor, level)
+        stored = []
+        for merged in (False, True):
+            batch, storage, _ = tables_of(kind, 16, TableBatch)
+            batch.write_rows(torch.arange(NUM_ROWS), torch.ones(NUM_ROWS, 16))
+            batch.rebuild()
+            rule = RowRule("adagrad", storage)
+            if merged:
+                batch.apply(*batch.row_gradient(indices, offsets, grad), rule, 0.1)
+            else:
+                batch.update(indices, offsets, grad, rule, 0.1)
+            stored.append(storage.tensor)
+        assert torch.equal(*stored), level
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -137,7 +140,7 @@ def test_the_number_of_threads_does_not_matter(each_level, kind):
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             for _ in each_level():
-                batch, storage, _ = twins(kind, 16, rows=(40, 30_000))[1]
+                batch, storage, _ = tables_of(kind, 16, TableBatch, (40, 30_000))
                 generator = torch.Generator().manual_seed(3)
                 values = torch.randn(30_040, 16, generator=generator)
                 batch.write_rows(torch.arange(30_040), values)
@@ -149,19 +152,19 @@ def test_the_number_of_threads_does_not_matter(each_level, kind):
     finally:
         torch.set_num_threads(before)
     for other in stored[1:]:
-        assert_equal_bits(stored[0], other, kind)
+        assert torch.equal(stored[0], other)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_refused_leaves_rows_and_clock_alone(each_level, kind):
     for _ in each_level():
-        batch, storage, _ = twins(kind, 16)[1]
+        batch, storage, _ = tables_of(kind, 16, TableBatch)
         rule = RowRule("sgd", storage)
         before, clock = storage.tensor.clone(), storage.clock.clone()
         with pytest.raises(IndexError, match=r"id 7 is outside table 't1' of 7 rows"):
             batch.update(torch.tensor([0, 7, 3]), None, torch.ones(1, 3, 16), rule, 1.0)
-        with pytest.raises(ValueError, match=r"row 508 is outside the 508 rows"):
-            batch.write_rows(torch.tensor([0, 508]), torch.ones(2, 16))
+        with pytest.raises(ValueError, match=r"row 108 is outside the 108 rows"):
+            batch.write_rows(torch.tensor([0, 108]), torch.ones(2, 16))
         with pytest.raises(ValueError, match=r"row 3 follows row 3"):
             batch.apply(torch.tensor([3, 3]), torch.ones(2, 16), rule, 1.0)
         full = RowRule("adagrad", make_storage("fp32", sum(ROWS), 16))

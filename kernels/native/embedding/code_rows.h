@@ -112,19 +112,20 @@ struct CodeRows {
   static void write(const Storage& storage, int64_t row, const F32* values) {
     uint8_t* to = at<Dim>(storage, row);
     const int vectors = row_vectors<Dim>(storage.dim);
-    uint16_t step;
     int8_t codes[(Dim != 0 ? Dim : kMaxDim) + kLanes];
-    if (choose_step(values, vectors, to, &step)) {
+    uint16_t step;
+    __builtin_memcpy(&step, to, sizeof step);
+    if (!fits(values, vectors, from_bfloat16(step)) && !new_step(values, vectors, &step)) {
+      __builtin_memset(codes, 0, sizeof codes);
+    } else {
       const uint32_t row_key = key(storage, row);
-      const F32 divisor = all(from_bfloat16(step)), low = all(-kLargest), high = all(kLargest);
+      const F32 divisor = all(from_bfloat16(step));
       for (int k = 0; k < vectors; ++k) {
         const U32 bits = random_lanes(row_key, uint32_t(k * kLanes));
-        const F32 code = min(max(round_to_integer(values[k] / divisor, bits), low), high);
+        const F32 code = round_to_integer(values[k] / divisor, bits);
         const I8 bytes = narrow_to_bytes(__builtin_convertvector(code, I32));
         __builtin_memcpy(codes + k * kLanes, &bytes, sizeof bytes);
       }
-    } else {
-      __builtin_memset(codes, 0, sizeof codes);
     }
     __builtin_memcpy(to, &step, kStepBytes);
     if constexpr (Bits == 4) {
@@ -150,27 +151,31 @@ struct CodeRows {
     return from_bfloat16(step);
   }
 
-  // Sets the step of a row that is to hold `values`; false, and NaN, if one is not finite.
-  static bool choose_step(const F32* values, int vectors, const uint8_t* row, uint16_t* chosen) {
-    F32 most{};
-    I32 finite = ~I32{};
+  // Whether a row may keep its step. Compares element by element: the largest magnitude would be
+  // known only many cycles after the row.
+  static bool fits(const F32* values, int vectors, float step) {
+    const float largest = step * kLargest;
+    const F32 range = all(largest), half = all(largest * kShrink);
+    I32 inside = ~I32{}, used{};
     for (int k = 0; k < vectors; ++k) {
       const F32 size = abs(values[k]);
-      most = max(most, size);
-      finite &= size <= all(__FLT_MAX__);
+      inside &= size <= range;
+      used |= size >= half;
     }
+    return largest > 0.0f && largest <= __FLT_MAX__ && !any(~inside) && any(used);
+  }
+
+  // A step with room for `values`; false, and NaN, if one is not finite.
+  [[gnu::noinline]] static bool new_step(const F32* values, int vectors, uint16_t* step) {
+    I32 finite = ~I32{};
+    for (int k = 0; k < vectors; ++k) finite &= abs(values[k]) <= all(__FLT_MAX__);
     if (any(~finite)) {
-      *chosen = 0x7FC0;
+      *step = 0x7FC0;
       return false;
     }
-    const float max_abs = largest_lane(most);
-    const float step = step_of(row), range = step * kLargest;
-    if (step > 0.0f && max_abs <= range && max_abs >= range * kShrink) {
-      __builtin_memcpy(chosen, row, sizeof *chosen);
-    } else {
-      const float covered = max_abs < kSmallestMaxAbs ? kSmallestMaxAbs : max_abs;
-      *chosen = bfloat16_above(covered * (kHeadroom / kLargest));
-    }
+    const float max_abs = row_max(values, vectors);
+    const float covered = max_abs < kSmallestMaxAbs ? kSmallestMaxAbs : max_abs;
+    *step = bfloat16_above(covered * (kHeadroom / kLargest));
     return true;
   }
 };
