@@ -114,7 +114,7 @@ struct Row {
 
 // Adds the residual where it is carried and returns the largest magnitude's bits.
 template <bool Carried>
-inline int largest_of(const Row& row) {
+[[gnu::always_inline]] inline int largest_of(const Row& row) {
   I32 largest{};
   for (int64_t d = 0; d < row.dim; d += kLanes) {
     const int width = width_at(row.dim - d);
@@ -203,39 +203,52 @@ inline int64_t dim_of(const CodedRows& rows, int64_t row) {
   return row + 1 < rows.rows ? rows.dim : rows.last_dim;
 }
 
+// Encodes row i; returns whether it is finite.
+template <bool Carried, bool Stochastic, int Bits>
+[[gnu::always_inline]] inline bool encode_row(const CodedRows& rows, const float* values,
+                                              float* residual, const Rounding& rounding, int64_t i,
+                                              int64_t dim, uint8_t* codes) {
+  constexpr float largest_code = (1 << (Bits - 1)) - 1;
+  const int largest = largest_of<Carried>({values, residual, dim});
+  if (largest >= kInfinity) {
+    write_scale(rows, i, __builtin_nanf(""));
+    __builtin_memset(codes, 0, size_t((dim * Bits + 7) / 8));
+    if (residual != nullptr) __builtin_memset(residual, 0, size_t(dim) * sizeof(float));
+    return false;
+  }
+  float scale = float_of(uint32_t(largest)) / largest_code;
+  if (rows.scale_type == ScaleType::bfloat16) {
+    scale = float_of((bits_of(scale) + 0xFFFF) & 0xFFFF0000u);
+  }
+  const bool zero = scale < kSmallestScale;
+  if (zero) scale = 0.0f;
+  write_scale(rows, i, scale);
+  Coder coder{all(scale), all(zero ? 0.0f : 1.0f / scale), all(largest_code), all(-largest_code),
+              0};
+  if constexpr (Stochastic) {
+    coder.row_key = row_key(rounding.key,
+                            rounding.numbers != nullptr ? rounding.numbers[i] : rounding.first + i);
+  }
+  write_codes<Stochastic, Bits>(coder, Carried ? residual : values, residual, dim, codes);
+  return true;
+}
+
 template <bool Carried, bool Stochastic, int Bits>
 int64_t encode_rows(const CodedRows& rows, const float* values, float* residual,
                     const Rounding& rounding, int64_t begin, int64_t end) {
   const int64_t bytes = code_bytes(rows);
-  constexpr float largest_code = (1 << (Bits - 1)) - 1;
   int64_t not_finite = end;
   for (int64_t i = begin; i < end; ++i) {
     const int64_t at = i * rows.dim, dim = dim_of(rows, i);
     uint8_t* codes = rows.codes + i * bytes;
-    float* own_residual = residual != nullptr ? residual + at : nullptr;
-    const int largest = largest_of<Carried>({values + at, own_residual, dim});
-    const float* from = Carried ? own_residual : values + at;
-    if (largest >= kInfinity) {
-      if (not_finite == end) not_finite = i;
-      write_scale(rows, i, __builtin_nanf(""));
-      __builtin_memset(codes, 0, size_t((dim * Bits + 7) / 8));
-      if (residual != nullptr) __builtin_memset(own_residual, 0, size_t(dim) * sizeof(float));
-      continue;
-    }
-    float scale = float_of(uint32_t(largest)) / largest_code;
-    if (rows.scale_type == ScaleType::bfloat16) {
-      scale = float_of((bits_of(scale) + 0xFFFF) & 0xFFFF0000u);
-    }
-    const bool zero = scale < kSmallestScale;
-    if (zero) scale = 0.0f;
-    write_scale(rows, i, scale);
-    Coder coder{all(scale), all(zero ? 0.0f : 1.0f / scale), all(largest_code),
-                all(-largest_code), 0};
-    if constexpr (Stochastic) {
-      const int64_t number = rounding.numbers != nullptr ? rounding.numbers[i] : rounding.first + i;
-      coder.row_key = row_key(rounding.key, number);
-    }
-    write_codes<Stochastic, Bits>(coder, from, own_residual, dim, codes);
+    float* own = residual != nullptr ? residual + at : nullptr;
+    // With a constant width, the commonest rows stay in registers between their passes.
+    const bool finite =
+        dim == 16 ? encode_row<Carried, Stochastic, Bits>(rows, values + at, own, rounding, i, 16,
+                                                          codes)
+                  : encode_row<Carried, Stochastic, Bits>(rows, values + at, own, rounding, i, dim,
+                                                          codes);
+    if (!finite && not_finite == end) not_finite = i;
   }
   return not_finite;
 }

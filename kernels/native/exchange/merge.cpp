@@ -71,19 +71,17 @@ struct Scratch {
   std::vector<uint32_t> counts;
 };
 
-int64_t largest_row(const RowValues& input) {
-  int64_t largest = 0, smallest = 0;
-  for (int64_t i = 0; i < input.count; ++i) {
-    largest = std::max(largest, input.rows[i]);
-    smallest = std::min(smallest, input.rows[i]);
-  }
-  if (smallest < 0) {
+// Bits that the largest row needs.
+int row_bits_of(const RowValues& input) {
+  int64_t seen = 0;
+  for (int64_t i = 0; i < input.count; ++i) seen |= input.rows[i];
+  if (seen < 0) {
     const int64_t* at = std::find_if(input.rows, input.rows + input.count,
                                      [](int64_t row) { return row < 0; });
     throw std::invalid_argument("rows: " + std::to_string(*at) + " at position " +
                                 std::to_string(at - input.rows) + " is negative");
   }
-  return largest;
+  return bits_of(uint64_t(seen));
 }
 
 }  // namespace
@@ -91,7 +89,7 @@ int64_t largest_row(const RowValues& input) {
 int64_t merge_rows(const MergeLoops& loops, const RowValues& input, int64_t* rows, float* sums,
                    int threads) {
   if (input.count == 0) return 0;
-  const int row_bits = bits_of(uint64_t(largest_row(input)));
+  const int row_bits = row_bits_of(input);
   const int position_bits = bits_of(uint64_t(input.count - 1));
   if (row_bits + position_bits > 64 || position_bits > 32) {
     throw std::invalid_argument("rows: " + std::to_string(input.count) + " rows below 2^" +

@@ -11,11 +11,11 @@ constexpr int64_t kLine = 16;   // Floats in a cache line.
 
 // Vectors at a time, so that a row's values are read in few passes over its entries.
 template <int Vectors>
-inline void sum_columns(const SortedRows& sorted, const float* values, int64_t dim, int64_t begin,
-                        int64_t end, uint64_t mask, float* sums) {
+inline void sum_columns(const uint64_t* entry, const uint64_t* end, uint64_t mask,
+                        const float* values, int64_t dim, float* sums) {
   F32 sum[Vectors] = {};
-  for (int64_t i = begin; i < end; ++i) {
-    const float* from = values + int64_t(sorted.entries[i] & mask) * dim;
+  for (; entry < end; ++entry) {
+    const float* from = values + int64_t(*entry & mask) * dim;
 #pragma GCC unroll 4
     for (int k = 0; k < Vectors; ++k) sum[k] += load(from + k * kLanes);
   }
@@ -27,36 +27,39 @@ void sum(const SortedRows& sorted, const float* values, int64_t dim, int64_t beg
          int64_t to, int64_t* rows, float* sums) {
   const int bits = sorted.position_bits;
   const uint64_t mask = (uint64_t(1) << bits) - 1;
-  const auto row_of = [&](int64_t i) { return sorted.entries[i] >> bits; };
-  int64_t i = begin;
-  while (i > 0 && i < end && row_of(i) == row_of(i - 1)) ++i;
-  int64_t fetched = i;
-  while (i < end) {
-    int64_t next = i + 1;
-    while (next < sorted.count && row_of(next) == row_of(i)) ++next;
-    for (const int64_t ahead = next + kAhead; fetched < ahead && fetched < sorted.count; ++fetched) {
-      const float* from = values + int64_t(sorted.entries[fetched] & mask) * dim;
+  const uint64_t* const last = sorted.entries + sorted.count;
+  const uint64_t* const stop = sorted.entries + end;
+  const uint64_t* entry = sorted.entries + begin;
+  while (entry > sorted.entries && entry < stop && *entry >> bits == entry[-1] >> bits) ++entry;
+  const uint64_t* fetched = entry;
+  while (entry < stop) {
+    const uint64_t row = *entry >> bits;
+    const uint64_t* next = entry + 1;
+    while (next < last && *next >> bits == row) ++next;
+    const uint64_t* const ahead = last - next > kAhead ? next + kAhead : last;
+    for (; fetched < ahead; ++fetched) {
+      const float* from = values + int64_t(*fetched & mask) * dim;
       for (int64_t d = 0; d < dim && d < 4 * kLine; d += kLine) __builtin_prefetch(from + d);
     }
-    rows[to] = int64_t(row_of(i));
+    rows[to] = int64_t(row);
     float* out = sums + to * dim;
     int64_t d = 0;
     for (; d + 4 * kLanes <= dim; d += 4 * kLanes) {
-      sum_columns<4>(sorted, values + d, dim, i, next, mask, out + d);
+      sum_columns<4>(entry, next, mask, values + d, dim, out + d);
     }
     for (; d + kLanes <= dim; d += kLanes) {
-      sum_columns<1>(sorted, values + d, dim, i, next, mask, out + d);
+      sum_columns<1>(entry, next, mask, values + d, dim, out + d);
     }
     if (d < dim) {
       const int part = int(dim - d);
       F32 tail{};
-      for (int64_t k = i; k < next; ++k) {
-        tail += load_part(values + int64_t(sorted.entries[k] & mask) * dim + d, part);
+      for (; entry < next; ++entry) {
+        tail += load_part(values + int64_t(*entry & mask) * dim + d, part);
       }
       store_part(out + d, tail, part);
     }
     ++to;
-    i = next;
+    entry = next;
   }
 }
 
