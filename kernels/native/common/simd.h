@@ -85,17 +85,6 @@ inline F32 sqrt(F32 a) {
 #endif
 }
 
-// The largest lane.
-inline float largest_lane(F32 a) {
-#if defined(__AVX512F__)
-  return _mm512_reduce_max_ps(__m512(a));
-#else
-  float found = a[0];
-  for (int lane = 1; lane < kLanes; ++lane) found = a[lane] > found ? a[lane] : found;
-  return found;
-#endif
-}
-
 // Whether any lane of a comparison's result is set.
 inline bool any(I32 mask) {
 #if defined(__AVX512F__)
@@ -106,6 +95,37 @@ inline bool any(I32 mask) {
   int32_t found = 0;
   for (int lane = 0; lane < kLanes; ++lane) found |= mask[lane];
   return found != 0;
+#endif
+}
+
+// Whether any lane of a is greater than that of b, or any of c at least that of d.
+inline bool any_greater_or_at_least(F32 a, F32 b, F32 c, F32 d) {
+#if defined(__AVX512F__)
+  return _kortestz_mask16_u8(_mm512_cmp_ps_mask(__m512(a), __m512(b), _CMP_GT_OQ),
+                             _mm512_cmp_ps_mask(__m512(c), __m512(d), _CMP_GE_OQ)) == 0;
+#else
+  return any((a > b) | (c >= d));
+#endif
+}
+
+// The sum of the 16 lanes of all vectors: i and i + 8 first, then i and i + 4, ...; equal bit for
+// bit at every level.
+inline float sum_of_16(const F32* lanes) {
+  typedef float F4 __attribute__((vector_size(16)));
+  F4 fours[4];
+  __builtin_memcpy(fours, lanes, sizeof fours);
+  const F4 halves = (fours[0] + fours[2]) + (fours[1] + fours[3]);
+  return (halves[0] + halves[2]) + (halves[1] + halves[3]);
+}
+
+// The largest lane.
+inline float largest_lane(F32 a) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps(__m512(a));
+#else
+  float found = a[0];
+  for (int lane = 1; lane < kLanes; ++lane) found = a[lane] > found ? a[lane] : found;
+  return found;
 #endif
 }
 

@@ -148,7 +148,7 @@ class Tables {
          Array<float> scales, std::vector<std::string> names, std::vector<int64_t> rows,
          std::vector<float> largest, bool by_row, bool mean, bool clip, bool exact,
          const std::string& level)
-      : weight_(weight), clock_(clock), scales_(scales) {
+      : weight_(weight), clock_(clock), scales_(scales), mean_(mean) {
     require(names.size() == rows.size() && names.size() == largest.size() &&
                 scales.shape(0) == names.size() && !names.empty(),
             "one name, row count, largest code and scale for each table");
@@ -165,9 +165,11 @@ class Tables {
     }
     require(size_t(total) == weight.shape(0), "weight must hold the rows of all tables");
     const Level at = level_named(level);
-    tables_ = std::make_unique<TableBatch>(
-        Storage{kept, weight.data(), dim, 0}, scales.data(), std::move(specs), by_row, mean, clip,
-        exact, lookup_loops(kept, at), update_loops(kept, at));
+    const Storage storage{kept, weight.data(), dim, int64_t(weight.shape(1) * weight.itemsize()),
+                          kept == Kind::fp32 ? 4 : 2, 0};
+    tables_ = std::make_unique<TableBatch>(storage, scales.data(), std::move(specs), by_row, mean,
+                                           clip, exact, lookup_loops(kept, at),
+                                           update_loops(kept, at));
   }
 
   void look_up(IdArray ids, Offsets offsets, Weights weights, Samples out, int threads) {
@@ -280,6 +282,7 @@ class Tables {
       lookups.batch = count / tables;
     }
     if (weights) {
+      require(!mean_, "weights: only with pooling='sum', a weighted mean is undefined");
       require(int64_t(weights->shape(0)) == count, "one weight for each index");
       lookups.weights = weights->data();
     }
@@ -305,6 +308,7 @@ class Tables {
   Kept weight_;
   std::optional<Array<int64_t>> clock_;
   Array<float> scales_;
+  bool mean_;
   std::unique_ptr<TableBatch> tables_;
 };
 

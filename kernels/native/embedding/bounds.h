@@ -7,7 +7,8 @@ namespace dqrm {
 namespace DQRM_LEVEL {
 namespace {
 
-inline void prefetch_bound(const Bounds& bounds, int64_t row) {
+// Inlined by force, as prefetch_bytes.
+[[gnu::always_inline]] inline void prefetch_bound(const Bounds& bounds, int64_t row) {
   if (bounds.levels != 0) __builtin_prefetch(bounds.level[0] + (row >> kFanoutBits), 1, 3);
 }
 
@@ -40,16 +41,18 @@ inline void keep_bound(const Bounds& bounds, int64_t row, const F32* before, con
   float* leaf = bounds.level[0] + (row >> kFanoutBits);
   const float bound = __builtin_fabsf(*leaf);
   const F32 limit = all(bound);
-  I32 above{}, held{};
+  F32 most{}, held{};
   for (int k = 0; k < vectors; ++k) {
-    above |= abs(after[k]) > limit;
-    held |= abs(before[k]) == limit;
+    most = max(abs(after[k]), most);
+    held = max(abs(before[k]), held);
   }
-  if (any(above)) {
-    const float value = row_max(after, vectors);
+  // No row was above the bound.
+  if (!any_greater_or_at_least(most, limit, held, limit)) return;
+  const float value = largest_lane(most);
+  if (value > bound) {
     *leaf = value;
     raise_above(bounds, row, value);
-  } else if (any(held)) {
+  } else {
     loosen(bounds, leaf, bound);
   }
 }

@@ -85,6 +85,23 @@ Bounds TableBatch::bounds(int table) {
   return maxima ? maxima->bounds() : Bounds{{}, 0, nullptr};
 }
 
+Ahead TableBatch::ahead(int table, const RuleStep& step) {
+  const int64_t start = starts_[size_t(table)];
+  Ahead ahead{{}, 0, nullptr};
+  const auto add = [&](const void* memory, int64_t bytes) {
+    ahead.memory[ahead.count++] = {static_cast<const char*>(memory) + start * bytes, bytes};
+  };
+  add(storage_.memory, storage_.row_bytes);
+  if (step.rule == Rule::adagrad) {
+    add(step.first, storage_.state_bytes);
+  } else if (step.rule == Rule::adam) {
+    add(step.first, int64_t(storage_.dim) * storage_.state_bytes);
+    add(step.second, int64_t(storage_.dim) * storage_.state_bytes);
+  }
+  if (maxima_[size_t(table)]) ahead.bounds = bounds(table).level[0];
+  return ahead;
+}
+
 int TableBatch::table_of(int64_t row) const {
   return int(std::upper_bound(starts_.begin(), starts_.end(), row) - starts_.begin()) - 1;
 }
@@ -157,10 +174,11 @@ void TableBatch::update(const Lookups& lookups, const float* grad, int64_t strid
   auto part = [&](int64_t number) {
     const auto [table, index, parts] = work[size_t(number)];
     const Bags own = bags(lookups, table);
-    const TouchedRows touched = collector().collect(own, lookups.batch,
-                                                    specs_[size_t(table)].rows, index, parts);
+    const Bounds kept = bounds(table);
+    const TouchedRows touched = collector().collect(
+        own, lookups.batch, specs_[size_t(table)].rows, index, parts, ahead(table, step));
     update_.update(storage_, view(table), touched, gradient(lookups, own, table, grad, stride),
-                   bounds(table), step);
+                   kept, step);
   };
   parallel_for(threads, int64_t(work.size()), part);
   settle_scales();
@@ -170,8 +188,8 @@ SummedGradient TableBatch::row_gradient(const Lookups& lookups, const float* gra
                                         int threads) const {
   threads = useful_threads(threads, lookups.count);
   struct Own {
-    std::vector<int64_t> row;
-    std::vector<int32_t> first, next, bag;
+    std::vector<TouchedRow> rows;
+    std::vector<int32_t> next, bag;
     int64_t before;
   };
   std::vector<Own> touched(specs_.size());
@@ -181,8 +199,7 @@ SummedGradient TableBatch::row_gradient(const Lookups& lookups, const float* gra
                                                          specs_[size_t(table)].rows);
     const size_t ids = size_t(own.end - own.begin);
     Own& kept = touched[size_t(table)];
-    kept.row.assign(found.row, found.row + found.count);
-    kept.first.assign(found.first, found.first + found.count);
+    kept.rows.assign(found.rows, found.rows + found.count);
     kept.next.assign(found.next, found.next + ids);
     if (found.bag != nullptr) kept.bag.assign(found.bag, found.bag + ids);
   };
@@ -192,7 +209,7 @@ SummedGradient TableBatch::row_gradient(const Lookups& lookups, const float* gra
   int64_t count = 0;
   for (Own& own : touched) {
     own.before = count;
-    count += int64_t(own.row.size());
+    count += int64_t(own.rows.size());
   }
   summed.rows.resize(size_t(count));
   const size_t bytes = size_t(std::max<int64_t>(count, 1)) * size_t(storage_.dim) * sizeof(float);
@@ -201,12 +218,12 @@ SummedGradient TableBatch::row_gradient(const Lookups& lookups, const float* gra
   auto sum = [&](int64_t table) {
     const Own& own = touched[size_t(table)];
     const int64_t start = starts_[size_t(table)];
-    for (size_t u = 0; u < own.row.size(); ++u) {
-      summed.rows[size_t(own.before) + u] = start + own.row[u];
+    for (size_t u = 0; u < own.rows.size(); ++u) {
+      summed.rows[size_t(own.before) + u] = start + own.rows[u].row;
     }
     const Bags ids = bags(lookups, int(table));
-    const TouchedRows rows{own.row.data(), int64_t(own.row.size()), own.first.data(),
-                           own.next.data(), ids.offsets != nullptr ? own.bag.data() : nullptr};
+    const TouchedRows rows{own.rows.data(), int64_t(own.rows.size()), own.next.data(),
+                           ids.offsets != nullptr ? own.bag.data() : nullptr};
     update_.sum_gradients(storage_, view(int(table)), rows,
                           gradient(lookups, ids, int(table), grad, stride),
                           summed.values + own.before * storage_.dim);
@@ -250,10 +267,13 @@ void TableBatch::apply(const int64_t* rows, int64_t count, const float* values,
   }
   auto part = [&](int64_t number) {
     const auto [table, begin, end] = runs[size_t(number)];
-    thread_local std::vector<int64_t> own;
-    own.assign(rows + begin, rows + end);
-    for (int64_t& row : own) row -= starts_[size_t(table)];
-    const TouchedRows touched{own.data(), end - begin, nullptr, nullptr, nullptr};
+    thread_local std::vector<TouchedRow> own;
+    own.resize(size_t(end - begin));
+    for (int64_t u = begin; u < end; ++u) {
+      const int32_t number = int32_t(u - begin);
+      own[size_t(number)] = {rows[u] - starts_[size_t(table)], number, number};
+    }
+    const TouchedRows touched{own.data(), end - begin, nullptr, nullptr};
     const BagGradient gradient{values + begin * storage_.dim, storage_.dim, nullptr, nullptr,
                                false};
     update_.update(storage_, view(table), touched, gradient, bounds(table), step);

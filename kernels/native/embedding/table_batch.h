@@ -92,6 +92,7 @@ class TableBatch {
   BagGradient gradient(const Lookups& lookups, const Bags& bags, int table, const float* grad,
                        int64_t stride) const;
   Bounds bounds(int table);
+  Ahead ahead(int table, const RuleStep& step);
   void settle_scales();
   int table_of(int64_t row) const;
   void require_inside(const int64_t* rows, int64_t count) const;

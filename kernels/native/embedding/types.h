@@ -21,6 +21,8 @@ struct Storage {
   Kind kind;
   void* memory;
   int dim;
+  int64_t row_bytes;
+  int state_bytes;  // of an element of the optimizer's state
   uint64_t key;  // of this step's random bits, where rows are rounded
 };
 
@@ -52,13 +54,18 @@ struct Output {
   int64_t stride;
 };
 
-// Distinct rows of one table and where their gradients are. The gradients of row u are those of
-// ids first[u], next[first[u]], ... until -1; id k belongs to bag[k]. Null arrays: first[u] = u,
-// next[k] = -1, bag[k] = k.
+// A distinct row of a table and the first and last id that asked for it.
+struct TouchedRow {
+  int64_t row;
+  int32_t first, last;
+};
+
+// Distinct rows of one table and where their gradients are: those of a row are the gradients of
+// ids first, next[first], ... until -1, where id k belongs to bag[k]. Null arrays: a row has one
+// id, and id k is in bag k.
 struct TouchedRows {
-  const int64_t* row;
+  const TouchedRow* rows;
   int64_t count;
-  const int32_t* first;
   const int32_t* next;
   const int32_t* bag;
 };

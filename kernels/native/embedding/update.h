@@ -44,7 +44,7 @@ template <int Dim>
 inline void sum_gradient(const BagGradient& gradient, const TouchedRows& touched, int64_t u,
                          int dim, F32* sum) {
   const int vectors = row_vectors<Dim>(dim);
-  int64_t id = touched.first != nullptr ? touched.first[u] : u;
+  int64_t id = touched.rows[u].first;
   load_gradient<Dim>(gradient, touched, id, dim, sum);
   if (touched.next == nullptr) return;
   F32 one[kRowVectors<Dim>];
@@ -72,16 +72,11 @@ inline float mean_square(const F32* values, int vectors, int dim) {
     F32& sum = sums[k % (kSums / kLanes)];
     sum = sum + values[k] * values[k];
   }
-  float lanes[kSums];
-  for (int k = 0; k < kSums / kLanes; ++k) store(lanes + k * kLanes, sums[k]);
-  for (int half = kSums / 2; half > 0; half /= 2) {
-    for (int lane = 0; lane < half; ++lane) lanes[lane] = lanes[lane] + lanes[lane + half];
-  }
-  return lanes[0] / float(dim);
+  return sum_of_16(sums) / float(dim);
 }
 
 template <typename State, int Dim, Rule R>
-inline void prefetch_state(const RuleStep& step, int64_t row, int dim) {
+[[gnu::always_inline]] inline void prefetch_state(const RuleStep& step, int64_t row, int dim) {
   const int64_t bytes = State::kBytes * int64_t(Dim != 0 ? Dim : dim);
   const char* first = static_cast<const char*>(step.first);
   const char* second = static_cast<const char*>(step.second);
@@ -128,21 +123,22 @@ inline void take_step(const RuleStep& step, int64_t row, uint32_t key, int dim, 
   }
 }
 
+// Takes copies: a store might write to what a reference leads to, and the loop would read it again.
 template <typename Rows, int Dim, Rule R>
-void update_with(const Storage& storage, const TableView& table, const TouchedRows& touched,
-                 const BagGradient& gradient, const Bounds& bounds, const RuleStep& step) {
+void update_with(Storage storage, TableView table, TouchedRows touched, BagGradient gradient,
+                 Bounds bounds, RuleStep step) {
   using State = typename Rows::State;
   const int vectors = row_vectors<Dim>(storage.dim);
   const bool clip = gradient.clip && table.grid != Grid::none;
   F32 before[kRowVectors<Dim>], after[kRowVectors<Dim>], sum[kRowVectors<Dim>];
   for (int64_t u = 0; u < touched.count; ++u) {
     if (u + kRowsAhead < touched.count) {
-      const int64_t ahead = touched.row[u + kRowsAhead];
+      const int64_t ahead = touched.rows[u + kRowsAhead].row;
       Rows::template prefetch<Dim, true>(storage, table.first_row + ahead);
       prefetch_state<State, Dim, R>(step, table.first_row + ahead, storage.dim);
       prefetch_bound(bounds, ahead);
     }
-    const int64_t row = touched.row[u];
+    const int64_t row = touched.rows[u].row;
     sum_gradient<Dim>(gradient, touched, u, storage.dim, sum);
     Rows::template load<Dim>(storage, table.first_row + row, before);
     if (clip) clip_gradient(table, before, vectors, sum);
@@ -179,7 +175,7 @@ void sum_gradients(const Storage& storage, const TableView& table, const Touched
     for (int64_t u = 0; u < touched.count; ++u) {
       sum_gradient<Dim>(gradient, touched, u, storage.dim, sum);
       if (clip) {
-        Rows::template load<Dim>(storage, table.first_row + touched.row[u], row);
+        Rows::template load<Dim>(storage, table.first_row + touched.rows[u].row, row);
         clip_gradient(table, row, vectors, sum);
       }
       store_row<Dim>(values + u * storage.dim, storage.dim, sum);
