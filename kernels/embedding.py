@@ -24,12 +24,12 @@ class TableBatch:
     """The tables of one storage, bound to the compiled loops.
 
     Every call takes ``indices`` (int32 or int64 [N], contiguous), ``offsets`` (int64 [T * B + 1],
-    or None for one id a bag) and, for weighted bags, ``weights`` (float32 [N]).
+    or None for one id a bag) and, for weighted sums, ``weights`` (float32 [N]).
 
     Raises, before anything is written:
         IndexError: an id is outside its table; the message names table and id.
-        ValueError: indices and offsets do not describe whole bags of every table, or the shape of
-            another tensor does not fit them.
+        ValueError: indices and offsets do not describe whole bags of every table, the shape of
+            another tensor does not fit them, or means are to be weighted.
 
     NaN weights come out as NaN and are left out of ranges, so that they spoil no other row; an
     infinite weight makes its table's scale infinite and so all of its values NaN.

@@ -32,9 +32,13 @@ def embedding_lookup(
     Returns:
         float32 [B, T, D].
     """
-    result: Tensor = torch.ops.dqrm.embedding_lookup(
-        leaf, weight, scales, indices, offsets, sample_weights, tables
-    )
+    arguments = leaf, weight, scales, indices, offsets, sample_weights, tables
+    result: Tensor
+    if torch.compiler.is_compiling() and torch.is_grad_enabled():
+        # A compiled backward has no sparse gradients; this call stays between compiled parts.
+        result = torch.compiler.disable(torch.ops.dqrm.embedding_lookup)(*arguments)
+    else:
+        result = torch.ops.dqrm.embedding_lookup(*arguments)
     return result
 
 

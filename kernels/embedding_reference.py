@@ -47,9 +47,9 @@ class TableBatchReference:
         The order of operations, which packed tables follow as well: a sum starts at +0.0; for
         every id of the bag, in order, the row is divided by its scale, clamped, rounded,
         multiplied by its scale, multiplied by the id's weight if there are weights, and added;
-        a mean then divides by the number of ids, weighted or not. Empty bags are zero.
+        a mean then divides by the number of ids. Empty bags are zero.
         """
-        _, table, rows = self._rows(indices, offsets)
+        _, table, rows = self._rows(indices, offsets, weights)
         values = self._storage.read(rows)
         quantized = self._largest[table, None] > 0
         scale, largest = self._scale(values, table), self._largest[table, None]
@@ -73,7 +73,7 @@ class TableBatchReference:
         weights: Tensor | None = None,
     ) -> RowGradient:
         """Return the summed gradients of the distinct rows a batch looked up."""
-        bag, table, rows = self._rows(indices, offsets)
+        bag, table, rows = self._rows(indices, offsets, weights)
         values = grad.transpose(0, 1).reshape(-1, grad.shape[2])
         if offsets is not None and self._layout.pooling == "mean":
             values = values / offsets.diff().clamp_min(1).unsqueeze(1)
@@ -138,11 +138,15 @@ class TableBatchReference:
         self._scales.copy_(torch.where(self._largest > 0, scales, self._scales))
 
     def _rows(
-        self, indices: Tensor, offsets: Tensor | None
+        self, indices: Tensor, offsets: Tensor | None, weights: Tensor | None
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         layout = self._layout
         bag, table = bag_layout(indices, offsets, len(layout.names))
         check_ids(indices, table, layout.names, layout.rows)
+        if weights is not None and layout.pooling == "mean":
+            raise ValueError("weights: only with pooling='sum', a weighted mean is undefined")
+        if weights is not None and weights.shape != indices.shape:
+            raise ValueError("one weight for each index")
         return bag, table, indices.to(torch.int64) + self._start[table]
 
     def _scale(self, values: Tensor, table: Tensor) -> Tensor:

@@ -15,6 +15,8 @@
 NB_MODULE(_native, module) {
   using namespace dqrm;
   module.doc() = "Compiled loops of dqrm.kernels; use the functions there.";
+  // What compiled graphs hold on to lives until the process ends; that is no leak worth a word.
+  nanobind::set_leak_warnings(false);
   module.def("available_levels", &available_levels);
   module.def("has_avx512_bf16", &has_avx512_bf16);
   module.def("has_avx512_vnni", &has_avx512_vnni);
