@@ -36,7 +36,7 @@ def embedding_lookup(
     result: Tensor
     if torch.compiler.is_compiling() and torch.is_grad_enabled():
         # A compiled backward has no sparse gradients; this call stays between compiled parts.
-        result = torch.compiler.disable(torch.ops.dqrm.embedding_lookup)(*arguments)
+        result = torch.compiler.disable(torch.ops.dqrm.embedding_lookup)(*arguments)  # type: ignore[no-untyped-call]
     else:
         result = torch.ops.dqrm.embedding_lookup(*arguments)
     return result
