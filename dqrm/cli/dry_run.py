@@ -17,6 +17,7 @@ from dqrm.runtime import available_memory_bytes, choose_threads
 from dqrm.tracking.tracker import NullTracker
 from dqrm.training.build import build_model, sizes_of
 from dqrm.training.checkpoint import TrainState
+from dqrm.training.ipex import check_ipex
 from dqrm.training.loop import Trainer
 from dqrm.training.optimizer import Optimizer
 
@@ -34,6 +35,7 @@ class _Timing(NamedTuple):
 
 def describe(config: RunConfig) -> str:
     """Return sizes, memory, steps and the estimated time of a run."""
+    check_ipex(config)
     dataset = PreparedDataset.open(config.data.path)
     sizes = sizes_of(config, dataset)
     available = available_memory_bytes()

@@ -71,6 +71,9 @@ class TrainingConfig(Settings):
     bf16: bool = False
     """Run the MLPs and the interaction under bfloat16 autocast."""
 
+    optimize: Literal["default", "ipex"] = "default"
+    """ipex: the MLPs go through Intel Extension for PyTorch, which wants torch 2.8."""
+
     threads: PositiveInt | None = None
     """Threads to compute with; the cores this process may really use when not given."""
 

@@ -85,7 +85,12 @@ class Trainer:
     def fit(self) -> None:
         """Train from the current state until finished or asked to stop."""
         self.model.train()
-        step = make_step(self.model, self.optimizer, bf16=self.config.train.bf16)
+        step = make_step(
+            self.model,
+            self.optimizer,
+            bf16=self.config.train.bf16,
+            optimize=self.config.train.optimize,
+        )
         progress = _Progress(self.total_steps, self.state.step)
         with progress:
             while not self.finished and not self.stop_requested():

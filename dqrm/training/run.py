@@ -32,6 +32,7 @@ from dqrm.tracking.tracker import DatasetRecord, Tracker, start_tracker
 from dqrm.training.build import build_model, sizes_of
 from dqrm.training.checkpoint import Checkpoint, TrainState
 from dqrm.training.evaluate import predict
+from dqrm.training.ipex import check_ipex
 from dqrm.training.loop import Trainer
 from dqrm.training.metrics import Metrics, measure
 from dqrm.training.optimizer import Optimizer
@@ -79,6 +80,7 @@ def train(
         ValueError: configuration, data and checkpoint do not fit together.
         TrainingError: the loss is no longer finite.
     """
+    check_ipex(config)
     threads = prepare_threads(config.train.threads)
     log.info("computing with %d threads: %s", threads.count, threads.reason)
     checkpoint = find_checkpoint(resume, config) if resume else None

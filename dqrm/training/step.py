@@ -4,7 +4,7 @@ Symbols: B samples, T tables, F = T + 1 vectors a sample, D embedding_dim, K mix
 """
 
 import math
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -34,14 +34,25 @@ class TrainStep(Protocol):
         """
 
 
-def make_step(model: DLRM, optimizer: Optimizer, *, bf16: bool = False) -> TrainStep:
+def make_step(
+    model: DLRM,
+    optimizer: Optimizer,
+    *,
+    bf16: bool = False,
+    optimize: Literal["default", "ipex"] = "default",
+) -> TrainStep:
     """Return the fastest step that can train ``model``.
 
     Args:
         model: in training mode.
         optimizer: of that model.
         bf16: multiply in bfloat16 in the MLPs.
+        optimize: as ``train.optimize``.
     """
+    if optimize == "ipex":
+        from dqrm.training.ipex import IpexStep
+
+        return IpexStep(model, optimizer, bf16=bf16)
     stacks = [linear_stack(mlp) for mlp in (model.bot_l, model.top_l)]
     if None in stacks or not isinstance(model.interaction, DotInteraction):
         return AutogradStep(model, optimizer, bf16=bf16)
