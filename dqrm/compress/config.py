@@ -31,6 +31,10 @@ class QuantConfig(Settings):
     mlp_bits: Literal[4, 8, 32] = 4
     """Bits of the MLP weights, one scale per output channel; biases stay FP32."""
 
+    activation_bits: Literal[8, 32] = 32
+    """8 quantizes the inputs of quantized MLP layers as well, row by row: the packed model then
+    multiplies integers and still gives what training saw, bit for bit."""
+
     skip_first_layer: bool = False
     """Leave the first layer of the bottom MLP in FP32."""
 
@@ -52,6 +56,14 @@ class QuantConfig(Settings):
                 f"storage={self.storage} trains the packed rows themselves, which have {bits} bits "
                 f"and a step a row: set bits={bits}, no other table_bits, granularity=row and "
                 "ste=pass"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _integers_meet_integers(self) -> "QuantConfig":
+        if self.activation_bits == 8 and self.mlp_bits == 32:
+            raise ValueError(
+                "activation_bits=8 applies to layers with quantized weights; set mlp_bits=4 or 8"
             )
         return self
 

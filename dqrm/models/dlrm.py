@@ -91,12 +91,14 @@ def build_dlrm(
         quant.mlp_bits,
         exempt=0 if quant.skip_first_layer else None,
         final_relu=True,
+        activation_bits=quant.activation_bits,
     )
     top_l = build_mlp(
         [interaction_width(model, len(tables)), *model.top_mlp, 1],
         quant.mlp_bits,
         exempt=len(model.top_mlp) if quant.skip_last_layer else None,
         dropout=model.dropout,
+        activation_bits=quant.activation_bits,
     )
     return DLRM(bot_l, emb_l, build_interaction(model, len(tables)), top_l)
 
@@ -124,6 +126,7 @@ def build_mlp(
     exempt: int | None = None,
     final_relu: bool = False,
     dropout: float = 0.0,
+    activation_bits: int = 32,
 ) -> nn.Sequential:
     """Return linear layers with ReLU between them.
 
@@ -135,6 +138,7 @@ def build_mlp(
         exempt: layer left in FP32, if any.
         final_relu: whether a ReLU follows the last layer.
         dropout: probability of zeroing a hidden unit.
+        activation_bits: bits of the inputs of layers with quantized weights.
     """
     layers: list[nn.Module] = []
     last = len(widths) - 2
@@ -142,7 +146,7 @@ def build_mlp(
         linear = (
             nn.Linear(fan_in, fan_out)
             if bits == 32 or position == exempt
-            else QuantLinear(fan_in, fan_out, bits)
+            else QuantLinear(fan_in, fan_out, bits, activation_bits)
         )
         with torch.no_grad():
             linear.weight.normal_(0.0, math.sqrt(2.0 / (fan_in + fan_out)))

@@ -5,8 +5,8 @@
     bot_l.<n>.codes, .scale, .bias   a quantized layer; .weight, .bias a layer in FP32
     vocabulary.<column>   uint64 keys; the id of a key is its position + 1
 
-The header's metadata holds the model's shape, the schema of its input and the digest of
-the columns and vocabularies it was trained with, as JSON.
+The header's metadata holds the model's shape, the bits of its activations, the schema of its
+input and the digest of the columns and vocabularies it was trained with, as JSON.
 """
 
 import json
@@ -30,6 +30,7 @@ from dqrm.models.config import ModelConfig
 from dqrm.models.dlrm import DLRM, build_interaction, build_mlp, interaction_width
 from dqrm.models.embedding import EmbeddingBagCollection, Table
 from dqrm.serving.packed import PackedEmbeddingBags
+from dqrm.serving.packed_mlp import PackedLinear, PackedMlp
 
 FORMAT = "dqrm-artifact"
 FORMAT_VERSION = 1
@@ -76,6 +77,7 @@ def save_artifact(
         "tables": [asdict(table) for table in collection.tables],
         "schema": encoder.schema.model_dump(mode="json"),
         "features_digest": features_digest,
+        "activation_bits": 8 if _takes_integers(model) else 32,
     }
     for column, keys in encoder.vocabularies.items():
         tensors[f"vocabulary.{column}"] = torch.from_numpy(keys.copy())
@@ -120,8 +122,9 @@ def load_artifact(path: Path) -> Artifact:
         [header["num_dense"], *config.bottom_mlp, config.embedding_dim], 32, final_relu=True
     )
     top_l = build_mlp([interaction_width(config, len(tables)), *config.top_mlp, 1], 32)
-    _unpack_mlp("bot_l", bot_l, tensors)
-    _unpack_mlp("top_l", top_l, tensors)
+    integer = header.get("activation_bits", 32) == 8
+    bot_l = _unpack_mlp("bot_l", bot_l, tensors, integer)
+    top_l = _unpack_mlp("top_l", top_l, tensors, integer)
     emb_l = PackedEmbeddingBags(
         tables,
         [_on_huge_pages(tensors[f"emb_l.{table.name}.codes"]) for table in tables],
@@ -172,15 +175,33 @@ def _pack_mlp(name: str, mlp: nn.Sequential) -> dict[str, Tensor]:
     return tensors
 
 
+def _takes_integers(model: DLRM) -> bool:
+    return any(
+        isinstance(layer, QuantLinear) and layer.activation_bits == 8
+        for mlp in (model.bot_l, model.top_l)
+        for _, layer in _linears(mlp)
+    )
+
+
 @torch.no_grad()
-def _unpack_mlp(name: str, mlp: nn.Sequential, tensors: dict[str, Tensor]) -> None:
+def _unpack_mlp(
+    name: str, mlp: nn.Sequential, tensors: dict[str, Tensor], integer: bool
+) -> nn.Sequential:
+    """Fill in the layers of ``mlp``; those with codes are replaced if their inputs are integers."""
     for number, layer in _linears(mlp):
         prefix = f"{name}.{number}"
-        layer.bias.copy_(tensors[f"{prefix}.bias"])
+        bias = tensors[f"{prefix}.bias"]
         packed = tensors.get(f"{prefix}.codes")
         if packed is None:
+            layer.bias.copy_(bias)
             layer.weight.copy_(tensors[f"{prefix}.weight"])
             continue
         bits = 8 if packed.dtype == torch.int8 else 4
         codes = grids.unpack(packed, bits, layer.in_features)
-        layer.weight.copy_(grids.dequantize(codes, tensors[f"{prefix}.scale"][:, None]))
+        scale = tensors[f"{prefix}.scale"]
+        if integer:
+            mlp[number] = PackedLinear(codes.to(torch.int8), scale, bias)
+        else:
+            layer.bias.copy_(bias)
+            layer.weight.copy_(grids.dequantize(codes, scale[:, None]))
+    return PackedMlp(*mlp) if integer else mlp

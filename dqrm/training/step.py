@@ -154,6 +154,8 @@ def linear_stack(mlp: nn.Sequential) -> list[LayerSpec] | None:
         ):
             layers[-1] = layers[-1]._replace(relu=True)
         elif isinstance(module, nn.Linear):
+            if isinstance(module, QuantLinear) and module.activation_bits != 32:
+                return None
             bits = module.bits if isinstance(module, QuantLinear) else 32
             layers.append(LayerSpec(module.weight, module.bias, bits))
         else:

@@ -25,6 +25,7 @@ NB_MODULE(_native, module) {
   bind_embedding(module);
   bind_exchange(module);
   bind_interaction(module);
+  bind_int8(module);
   bind_mlp(module);
   bind_packed(module);
   bind_text(module);

@@ -35,3 +35,39 @@ def test_an_all_zero_channel_gives_the_bias():
     with torch.no_grad():
         layer.weight.zero_()
     assert torch.equal(layer(torch.ones(1, 3)), layer.bias[None])
+
+
+def test_quantized_inputs_and_their_straight_through_gradients():
+    torch.manual_seed(1)
+    layer = QuantLinear(5, 3, bits=4, activation_bits=8)
+    x = torch.randn(4, 2, 5, requires_grad=True)
+    y = layer(x)
+    scale_x = x.detach().abs().amax(dim=-1, keepdim=True) / 127
+    x_hat = (scale_x * (x.detach() / scale_x).round()).requires_grad_()
+    hat = (layer.scale() * layer.codes()).requires_grad_()
+    expected = functional.linear(x_hat, hat, layer.bias)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-6)
+    y.square().sum().backward()
+    bias_gradient = layer.bias.grad.clone()
+    expected.square().sum().backward()
+    torch.testing.assert_close(x.grad, x_hat.grad)
+    torch.testing.assert_close(layer.weight.grad, hat.grad)
+    torch.testing.assert_close(bias_gradient, layer.bias.grad - bias_gradient)
+
+
+def test_quantized_inputs_are_exact_under_autocast():
+    torch.manual_seed(2)
+    layer = QuantLinear(300, 7, bits=8, activation_bits=8)
+    x = torch.randn(11, 300)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+        y.sum().backward()
+    assert y.dtype == torch.float32
+    assert torch.equal(y, layer(x))
+    assert layer.weight.grad.dtype == torch.float32
+
+
+def test_the_first_layer_needs_no_gradient_of_its_input():
+    layer = QuantLinear(3, 2, bits=8, activation_bits=8)
+    layer(torch.ones(4, 3)).sum().backward()
+    assert layer.bias.grad.tolist() == [4.0, 4.0]

@@ -21,6 +21,13 @@ VARIANTS = {
     "int4-row": {"granularity": "row"},
     "int2": {"bits": 2},
     "int8-mlp8": {"bits": 8, "mlp_bits": 8},
+    "integer-mlp4": {"activation_bits": 8},
+    "integer-mlp8": {"mlp_bits": 8, "activation_bits": 8},
+    "integer-ends-fp32": {
+        "activation_bits": 8,
+        "skip_first_layer": True,
+        "skip_last_layer": True,
+    },
     "int16": {"bits": 16},
     "fp32": {"bits": 32, "mlp_bits": 32},
     "mixed": {"table_bits": {"user": 32, "tags": 8}, "skip_first_layer": True},

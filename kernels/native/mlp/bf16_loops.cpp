@@ -15,6 +15,9 @@ namespace {
 constexpr int kUnit = 2;
 constexpr int kRows = 12;
 
+typedef F32 Sum;
+typedef float Lane;
+
 inline F32 multiply_add(U32 a, U32 b, F32 sum) {
   return F32(_mm512_dpbf16_ps(__m512(sum), __m512bh(a), __m512bh(b)));
 }

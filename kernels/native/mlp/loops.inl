@@ -3,7 +3,8 @@
 //
 //   kUnit                         values in a unit
 //   kRows                         rows computed at a time
-//   F32 multiply_add(U32, U32, F32)
+//   Sum, Lane                     a vector of sums of products and its lanes: F32 and float
+//   Sum multiply_add(U32, U32, Sum)
 //   U32 columns_unit(low, high)   kLanes units of neighbouring columns
 //   void store_units(to, low, high)     a panel's columns of one row, units along the columns
 //   void pair_rows(even, odd, to)       a panel's columns of two rows, units along the rows
@@ -59,39 +60,14 @@ void write_output(const MlpLayer& layer, const float* tile, int64_t begin, int64
   }
 }
 
-// Passes over the panels of an operand that stay in the second-level cache, so that all rows meet
-// them before the next ones are read.
-constexpr int64_t kGroupUnits = 64 * 1024;
-
-// Calls write(tile, row, rows, panel) for every tile of a [begin, end) x panels product.
-template <typename Write>
-void product(const MlpMatrix& left, int64_t steps, const uint32_t* panels, int64_t columns,
-             int64_t begin, int64_t end, Write write) {
-  // A panel of one vector leaves the rest zero.
-  alignas(64) float tile[kRows * kPanel] = {};
-  const int64_t panel_units = steps * kPanel;
-  const int64_t group = kGroupUnits / panel_units > 0 ? kGroupUnits / panel_units : 1;
-  const int64_t count = panels_of(columns);
-  for (int64_t first = 0; first < count; first += group) {
-    const int64_t last = smaller(first + group, count);
-    for (int64_t row = begin; row < end; row += kRows) {
-      const int64_t rows = smaller(kRows, end - row);
-      const uint32_t* a = left.rows + row * left.row_stride;
-      for (int64_t panel = first; panel < last; ++panel) {
-        multiply_for(rows, columns - panel * kPanel)(steps, a, left.row_stride, 1,
-                                                     panels + panel * panel_units, kPanel, tile,
-                                                     kPanel);
-        write(tile, row, rows, panel);
-      }
-    }
-  }
-}
-
 void forward(const MlpLayer& layer, int64_t begin, int64_t end, MlpOutside y) {
-  product(layer.input, units_of(layer.inputs), layer.forward_panels, layer.outputs, begin, end,
+  const int64_t stride = layer.input.row_stride;
+  product(layer.input.rows + begin * stride, stride, end - begin, units_of(layer.inputs),
+          layer.forward_panels, layer.outputs,
           [&](const float* tile, int64_t row, int64_t rows, int64_t panel) {
             const bool full = layer.outputs - panel * kPanel >= kPanel;
-            (full ? write_output<true> : write_output<false>)(layer, tile, row, rows, panel, y);
+            (full ? write_output<true> : write_output<false>)(layer, tile, begin + row, rows,
+                                                              panel, y);
           });
 }
 
@@ -145,17 +121,17 @@ void take_gradient(const MlpLayer& layer, MlpOutside grad, MlpPart part) {
 }
 
 void backward(const MlpLayer& layer, const MlpLayer* below, MlpPart part, MlpOutside grad_x) {
-  MlpMatrix gradient = layer.gradient;
-  gradient.rows -= part.block * gradient.row_stride;
-  product(gradient, units_of(layer.outputs), layer.backward_panels, layer.inputs, part.begin,
-          part.end, [&](float* tile, int64_t row, int64_t rows, int64_t panel) {
+  const int64_t stride = layer.gradient.row_stride;
+  product(layer.gradient.rows + (part.begin - part.block) * stride, stride, part.end - part.begin,
+          units_of(layer.outputs), layer.backward_panels, layer.inputs,
+          [&](float* tile, int64_t row, int64_t rows, int64_t panel) {
             if (below) {
-              write_any_gradient(*below, {tile, kPanel}, row, rows, panel, part);
+              write_any_gradient(*below, {tile, kPanel}, part.begin + row, rows, panel, part);
               return;
             }
+            float* to = grad_x.values + (part.begin + row) * grad_x.row_stride + panel * kPanel;
             for (int64_t i = 0; i < rows; ++i) {
-              const Columns value = load_columns(tile + i * kPanel, kPanel);
-              store_columns(grad_x.values + (row + i) * grad_x.row_stride + panel * kPanel, value,
+              store_columns(to + i * grad_x.row_stride, load_columns(tile + i * kPanel, kPanel),
                             layer.inputs - panel * kPanel);
             }
           });

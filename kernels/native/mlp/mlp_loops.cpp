@@ -12,6 +12,9 @@ constexpr int kUnit = 1;
 // Two vectors of sums a row: 24 or 12 registers, which leaves enough for the operands.
 constexpr int kRows = kLanes == 16 ? 12 : 6;
 
+typedef F32 Sum;
+typedef float Lane;
+
 inline F32 multiply_add(U32 a, U32 b, F32 sum) { return fma(F32(a), F32(b), sum); }
 
 // A panel's columns.

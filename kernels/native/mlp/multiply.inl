@@ -61,12 +61,12 @@ inline Columns cut(Columns value, int64_t count) {
 // c = a b for R rows and V vectors of columns.
 template <int R, int V>
 void multiply(int64_t steps, const uint32_t* a, int64_t a_row, int64_t a_step, const uint32_t* b,
-              int64_t b_step, float* c, int64_t c_row) {
+              int64_t b_step, Lane* c, int64_t c_row) {
   // One pointer for three rows: more would not fit the registers.
   constexpr int kPointers = (R + 2) / 3;
   const uint32_t* rows[kPointers];
   for (int i = 0; i < kPointers; ++i) rows[i] = a + 3 * i * a_row;
-  F32 sums[R][V] = {};
+  Sum sums[R][V] = {};
   for (int64_t step = 0; step < steps; ++step) {
     U32 right[V];
     for (int v = 0; v < V; ++v) right[v] = load_vector(b + v * kLanes);
@@ -83,12 +83,14 @@ void multiply(int64_t steps, const uint32_t* a, int64_t a_row, int64_t a_step, c
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) store(c + r * c_row + v * kLanes, sums[r][v]);
+    for (int v = 0; v < V; ++v) {
+      __builtin_memcpy(c + r * c_row + v * kLanes, &sums[r][v], sizeof(Sum));
+    }
   }
 }
 
 using Multiply = void (*)(int64_t, const uint32_t*, int64_t, int64_t, const uint32_t*, int64_t,
-                          float*, int64_t);
+                          Lane*, int64_t);
 
 template <int V, int... R>
 struct Multiplies {
@@ -103,6 +105,34 @@ inline Multiply multiply_for(int64_t rows, int64_t columns) {
   using One = decltype(multiplies<1>(Counts()));
   using Two = decltype(multiplies<2>(Counts()));
   return columns <= kLanes ? One::kOf[rows - 1] : Two::kOf[rows - 1];
+}
+
+// Passes over the panels of an operand that stay in the second-level cache, so that all rows meet
+// them before the next ones are read.
+constexpr int64_t kGroupUnits = 64 * 1024;
+
+// Multiplies `count` rows, left_row units apart, with all panels, and calls
+// write(tile[rows][kPanel], row, rows, panel) for every tile of the product.
+template <typename Write>
+void product(const uint32_t* left, int64_t left_row, int64_t count, int64_t steps,
+             const uint32_t* panels, int64_t columns, Write write) {
+  // A panel of one vector leaves the rest zero.
+  alignas(64) Lane tile[kRows * kPanel] = {};
+  const int64_t panel_units = steps * kPanel;
+  const int64_t group = kGroupUnits / panel_units > 0 ? kGroupUnits / panel_units : 1;
+  const int64_t all_panels = panels_of(columns);
+  for (int64_t first = 0; first < all_panels; first += group) {
+    const int64_t last = smaller(first + group, all_panels);
+    for (int64_t row = 0; row < count; row += kRows) {
+      const int64_t rows = smaller(kRows, count - row);
+      for (int64_t panel = first; panel < last; ++panel) {
+        multiply_for(rows, columns - panel * kPanel)(steps, left + row * left_row, left_row, 1,
+                                                     panels + panel * panel_units, kPanel, tile,
+                                                     kPanel);
+        write(tile, row, rows, panel);
+      }
+    }
+  }
 }
 
 }  // namespace

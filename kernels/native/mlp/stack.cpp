@@ -4,34 +4,13 @@
 #include <utility>
 
 #include "../common/parallel.h"
+#include "pieces.h"
 
 namespace dqrm {
 namespace {
 
-constexpr int64_t kLineBytes = 64;
-
 // Parts of a layer's weight gradient, so that threads find some to share.
 constexpr int64_t kLeastProducts = 8;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// Takes consecutive pieces of a workspace, or only counts their bytes.
-class Pieces {
- public:
-  explicit Pieces(char* base) : base_(base) {}
-
-  template <typename T>
-  T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(base_ + used_);
-    used_ += ceil_div(count * int64_t(sizeof(T)), kLineBytes) * kLineBytes;
-    return piece;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char* base_;
-  int64_t used_ = 0;
-};
 
 // Number `position` among parts that come in one run per layer.
 struct LayerPart {
