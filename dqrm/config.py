@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from pydantic import model_validator
+
 from dqrm.compress.config import QuantConfig
 from dqrm.models.config import ModelConfig
 from dqrm.settings import Settings
@@ -25,3 +27,25 @@ class RunConfig(Settings):
     train: TrainingConfig = TrainingConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _int8_has_codes_and_fuses(self) -> "RunConfig":
+        if self.train.precision != "int8":
+            return self
+        if self.quant.mlp_bits == 32:
+            raise ValueError(
+                "train.precision=int8 multiplies the codes of quantized weights, and "
+                "quant.mlp_bits=32 does not quantize: set quant.mlp_bits=4 or 8, or "
+                "train.precision=bf16"
+            )
+        for key, value, wanted in (
+            ("model.dropout", self.model.dropout, 0.0),
+            ("model.interaction", self.model.interaction, "dot"),
+            ("quant.activation_bits", self.quant.activation_bits, 32),
+        ):
+            if value != wanted:
+                raise ValueError(
+                    "train.precision=int8 computes linear layers, ReLU and the dot interaction, "
+                    f"not {key}={value}: set {key}={wanted}, or train.precision=bf16"
+                )
+        return self

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from dqrm.kernels.cpu import announce_fallback, isa_level, native
 from dqrm.kernels.dlpack import capsule
+from dqrm.kernels.mlp_int8 import Gradients, Int8Engine
 from dqrm.kernels.mlp_reference import (
     LayerSpec,
     Precision,
@@ -21,9 +22,12 @@ __all__ = [
     "DenseStack",
     "LayerSpec",
     "Precision",
+    "StackPrecision",
     "mlp_backward_reference",
     "mlp_forward_reference",
 ]
+
+StackPrecision = Literal["fp32", "bf16", "int8"]
 
 
 class DenseStack:
@@ -32,9 +36,15 @@ class DenseStack:
     Arithmetic and rounding are those of dqrm.kernels.mlp_reference, except for the order of
     sums. "bf16" runs natively on processors with AVX512-BF16. One with AMX multiplies faster
     through oneDNN: there torch's bfloat16 products are used, which round their results once
-    more. Where there is no fast bfloat16 at all, "bf16" computes in FP32. Results do not depend
-    on the number of threads. NaN and infinity propagate; the native bfloat16 products take
-    denormals for zero.
+    more. Where there is no fast bfloat16 at all, "bf16" computes in FP32.
+
+    "int8" multiplies INT8 by INT8 forward and backward, with gradients rounded stochastically, as
+    dqrm.kernels.mlp_int8_reference defines it: natively on processors with AVX512-VNNI, in the
+    same integers by torch elsewhere. Layers without quantized weights, with fewer than 32 inputs
+    or with one output are those of "bf16".
+
+    Results do not depend on the number of threads. NaN and infinity propagate, in "int8" both as
+    NaN; the native bfloat16 products take denormals for zero.
 
     Args:
         layers: in the order of the computation, at least one. The tensors are read at every
@@ -45,9 +55,9 @@ class DenseStack:
         ValueError: a tensor of another type, shape or layout than LayerSpec says.
     """
 
-    def __init__(self, layers: Sequence[LayerSpec], precision: Precision = "fp32") -> None:
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision={precision!r}: must be 'fp32' or 'bf16'")
+    def __init__(self, layers: Sequence[LayerSpec], precision: StackPrecision = "fp32") -> None:
+        if precision not in get_args(StackPrecision):
+            raise ValueError(f"precision={precision!r}: must be 'fp32', 'bf16' or 'int8'")
         self.layers = [LayerSpec(*layer) for layer in layers]
         _check_layers(self.layers)
         self.precision = precision
@@ -57,7 +67,13 @@ class DenseStack:
         """Gradients of each layer's (weight, bias), overwritten by every backward."""
         self.in_features = self.layers[0].weight.shape[1]
         self.out_features = self.layers[-1].weight.shape[0]
-        self._engine = _engine(self)
+        self._engine: Int8Engine | _NativeEngine | _TorchEngine
+        if precision == "int8":
+            self._engine = Int8Engine(
+                self.layers, self.gradients, lambda some, theirs: _engine(some, theirs, "bf16")
+            )
+        else:
+            self._engine = _engine(self.layers, self.gradients, precision)
         self._batch: int | None = None
 
     def forward(self, x: Tensor, *, out: Tensor | None = None, training: bool = True) -> Tensor:
@@ -78,7 +94,12 @@ class DenseStack:
         return out
 
     def backward(
-        self, grad_y: Tensor, need_grad_input: bool = True, *, out: Tensor | None = None
+        self,
+        grad_y: Tensor,
+        need_grad_input: bool = True,
+        *,
+        out: Tensor | None = None,
+        key: int | None = None,
     ) -> Tensor | None:
         """Write :attr:`gradients` and return the gradient of x, float32 [B, in_features].
 
@@ -88,6 +109,8 @@ class DenseStack:
             grad_y: float32 [B, out_features]; rows may lie any distance apart.
             need_grad_input: whether to compute the gradient of x; None is returned if not.
             out: written and returned if given; must not overlap grad_y.
+            key: decides the random bits of "int8", which needs it; equal keys give equal bits.
+                From :func:`dqrm.kernels.rounding.step_key`.
         """
         if self._batch is None:
             raise RuntimeError("backward needs a forward(training=True) before it")
@@ -98,14 +121,25 @@ class DenseStack:
             out = torch.empty(self._batch, self.in_features)
         else:
             _check_rows("out", out, self._batch, self.in_features)
-        self._engine.backward(grad_y, out)
+        if not isinstance(self._engine, Int8Engine):
+            self._engine.backward(grad_y, out)
+        elif key is None:
+            raise ValueError("precision='int8' rounds stochastically: backward needs a key")
+        else:
+            self._engine.backward(grad_y, out, key)
         return out
 
 
 class _NativeEngine:
-    def __init__(self, stack: DenseStack, module: ModuleType, bf16: bool) -> None:
-        self._layers = stack.layers
-        self._gradients = stack.gradients
+    def __init__(
+        self,
+        layers: Sequence[LayerSpec],
+        gradients: Gradients,
+        module: ModuleType,
+        bf16: bool,
+    ) -> None:
+        self._layers = layers
+        self._gradients = gradients
         self._module = module
         self._bf16 = bf16
         self._level = isa_level()
@@ -149,10 +183,12 @@ class _NativeEngine:
 
 
 class _TorchEngine:
-    def __init__(self, stack: DenseStack) -> None:
-        self._layers = stack.layers
-        self._gradients = stack.gradients
-        self._precision = stack.precision
+    def __init__(
+        self, layers: Sequence[LayerSpec], gradients: Gradients, precision: Precision
+    ) -> None:
+        self._layers = layers
+        self._gradients = gradients
+        self._precision: Precision = precision
         self._saved: SavedForward | None = None
 
     def forward(self, x: Tensor, out: Tensor, training: bool) -> None:
@@ -170,16 +206,18 @@ class _TorchEngine:
             mine[1].copy_(theirs[1])
 
 
-def _engine(stack: DenseStack) -> _NativeEngine | _TorchEngine:
+def _engine(
+    layers: Sequence[LayerSpec], gradients: Gradients, precision: Precision
+) -> _NativeEngine | _TorchEngine:
     module = native()
     if module is None:
         announce_fallback()
-        return _TorchEngine(stack)
-    bf16 = stack.precision == "bf16"
+        return _TorchEngine(layers, gradients, precision)
+    bf16 = precision == "bf16"
     if bf16 and module.has_amx():
-        return _TorchEngine(stack)
+        return _TorchEngine(layers, gradients, precision)
     fast = module.has_avx512_bf16() and isa_level() == "avx512"
-    return _NativeEngine(stack, module, bf16 and fast)
+    return _NativeEngine(layers, gradients, module, bf16 and fast)
 
 
 def _check_layers(layers: Sequence[LayerSpec]) -> None:

@@ -88,7 +88,8 @@ class Trainer:
         step = make_step(
             self.model,
             self.optimizer,
-            bf16=self.config.train.bf16,
+            self.config.train.precision,
+            self.config.train.seed,
             optimize=self.config.train.optimize,
         )
         progress = _Progress(self.total_steps, self.state.step)

@@ -13,7 +13,8 @@ from torch.nn import functional
 from dqrm.compress.linear import QuantLinear
 from dqrm.data.batch import Batch
 from dqrm.kernels.interaction import interaction_backward, interaction_forward
-from dqrm.kernels.mlp import DenseStack, LayerSpec
+from dqrm.kernels.mlp import DenseStack, LayerSpec, StackPrecision
+from dqrm.kernels.rounding import step_key
 from dqrm.models.dlrm import DLRM
 from dqrm.models.interaction import DotInteraction
 from dqrm.training.optimizer import Optimizer
@@ -37,8 +38,9 @@ class TrainStep(Protocol):
 def make_step(
     model: DLRM,
     optimizer: Optimizer,
+    precision: StackPrecision = "fp32",
+    seed: int = 0,
     *,
-    bf16: bool = False,
     optimize: Literal["default", "ipex"] = "default",
 ) -> TrainStep:
     """Return the fastest step that can train ``model``.
@@ -46,17 +48,25 @@ def make_step(
     Args:
         model: in training mode.
         optimizer: of that model.
-        bf16: multiply in bfloat16 in the MLPs.
+        precision: of the products in the MLPs.
+        seed: of the stochastic rounding of "int8".
         optimize: as ``train.optimize``.
+
+    Raises:
+        TypeError: "int8" of a model that cannot be fused.
     """
     if optimize == "ipex":
         from dqrm.training.ipex import IpexStep
 
-        return IpexStep(model, optimizer, bf16=bf16)
+        return IpexStep(model, optimizer, bf16=precision == "bf16")
     stacks = [linear_stack(mlp) for mlp in (model.bot_l, model.top_l)]
-    if None in stacks or not isinstance(model.interaction, DotInteraction):
-        return AutogradStep(model, optimizer, bf16=bf16)
-    return FusedStep(model, optimizer, bf16=bf16)
+    if None not in stacks and isinstance(model.interaction, DotInteraction):
+        return FusedStep(model, optimizer, precision, seed)
+    if precision == "int8":
+        raise TypeError(
+            "int8 computes only linear layers, ReLU and the dot interaction, without dropout"
+        )
+    return AutogradStep(model, optimizer, bf16=precision == "bf16")
 
 
 class AutogradStep:
@@ -86,17 +96,32 @@ class FusedStep:
         batch.indices -- emb_l ----> vectors[:, 1:] -+- interaction -> mixed -- top -> logit
 
     and back the same way. The looked-up rows are updated where their gradients are summed.
+
+    Args:
+        model: in training mode.
+        optimizer: of that model.
+        precision: of the products in the MLPs.
+        seed: of the stochastic rounding of "int8", whose random bits are those of the seed and the
+            step alone: a resumed run goes on with the same ones.
     """
 
-    def __init__(self, model: DLRM, optimizer: Optimizer, *, bf16: bool = False) -> None:
+    def __init__(
+        self,
+        model: DLRM,
+        optimizer: Optimizer,
+        precision: StackPrecision = "fp32",
+        seed: int = 0,
+    ) -> None:
         bottom, top = linear_stack(model.bot_l), linear_stack(model.top_l)
         if bottom is None or top is None or not isinstance(model.interaction, DotInteraction):
             raise TypeError("only linear layers, ReLU and the dot interaction can be fused")
         self.optimizer = optimizer
         self.collection = optimizer.collection
         self.itself = model.interaction.itself
-        self.bottom = DenseStack(bottom, "bf16" if bf16 else "fp32")
-        self.top = DenseStack(top, "bf16" if bf16 else "fp32")
+        self.bottom = DenseStack(bottom, precision)
+        self.top = DenseStack(top, precision)
+        # Seeds of their own: the embedding rows' rounding has the keys of the seed itself.
+        self._seeds = step_key(seed, 1), step_key(seed, 2)
         for stack in (self.bottom, self.top):
             for layer, gradients in zip(stack.layers, stack.gradients, strict=True):
                 layer.weight.grad, layer.bias.grad = gradients
@@ -113,9 +138,10 @@ class FusedStep:
         loss = functional.binary_cross_entropy_with_logits(logits[:, 0], batch.label).item()
         check_loss(loss, step)
         torch.sub(logits.sigmoid_()[:, 0], batch.label, out=grad_logits[:, 0]).div_(size)
-        self.top.backward(grad_logits, out=grad_mixed)
+        bottom_key, top_key = (step_key(seed, step) for seed in self._seeds)
+        self.top.backward(grad_logits, out=grad_mixed, key=top_key)
         interaction_backward(vectors, grad_mixed, grad_vectors, self.itself)
-        self.bottom.backward(grad_vectors[:, 0], need_grad_input=False)
+        self.bottom.backward(grad_vectors[:, 0], need_grad_input=False, key=bottom_key)
         self.optimizer.update(batch, grad_vectors[:, 1:], step)
         return loss
 

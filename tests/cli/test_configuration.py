@@ -185,7 +185,8 @@ def test_unknown_key_of_a_file_names_the_line(tmp_path: Path) -> None:
         ("train.epochs=true", "train.epochs=true: must be a number"),
         ("train.epochs=1.5", "train.epochs=1.5: must be a whole number"),
         ("optim.lr=.nan", "optim.lr"),
-        ("train.bf16=maybe", "train.bf16=maybe: must be true or false"),
+        ("data.shuffle=maybe", "data.shuffle=maybe: must be true or false"),
+        ("train.precision=fp8", "train.precision=fp8: must be 'fp32', 'bf16' or 'int8'"),
         ("quant.table_bits.C3=5", "quant.table_bits.C3=5: must be 2, 4, 8, 16 or 32"),
     ],
 )
@@ -291,7 +292,8 @@ def test_fields_describe_every_leaf() -> None:
     assert fields["quant.bits"].kind == "2, 4, 8, 16 or 32"
     assert fields["optim.lr"].kind == "number > 0"
     assert fields["train.threads"].kind == "whole number > 0 or null"
-    assert fields["train.bf16"].choices == ("true", "false")
+    assert fields["data.shuffle"].choices == ("true", "false")
+    assert fields["train.precision"].choices == ("fp32", "bf16", "int8")
     assert fields["model.bottom_mlp"].default == "[512, 256, 64]"
     assert all(field.help for field in fields.values()), "every field carries its help"
     paths = {field.path: field for field in describe_fields(Example)}

@@ -9,7 +9,7 @@ def test_flatten_writes_values_that_work_as_overrides() -> None:
     config = {
         "quant": {"bits": 4, "table_bits": {"C3": 8}, "ste": "pass"},
         "model": {"top_mlp": [512, 256], "dropout": 0.5},
-        "train": {"max_steps": None, "bf16": False},
+        "train": {"max_steps": None, "shuffle": False},
         "empty": {},
         "path": Path("runs/a"),
     }
@@ -20,7 +20,7 @@ def test_flatten_writes_values_that_work_as_overrides() -> None:
         "model.top_mlp": "[512, 256]",
         "model.dropout": "0.5",
         "train.max_steps": "null",
-        "train.bf16": "false",
+        "train.shuffle": "false",
         "empty": "{}",
         "path": "runs/a",
     }

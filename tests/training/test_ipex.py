@@ -44,7 +44,11 @@ class _Usable:
 def test_it_learns_as_the_default_does_and_resumes_exactly(clicks_data, tmp_path, bf16):
     def run(name, *overrides, **options):
         settings = [f"output={tmp_path}", f"name={name}", f"data.path={clicks_data}"]
-        settings += ["data.batch_size=256", "train.threads=1", f"train.bf16={bf16}"]
+        settings += [
+            "data.batch_size=256",
+            "train.threads=1",
+            f"train.precision={'bf16' if bf16 else 'fp32'}",
+        ]
         return train(config(*settings, *overrides), **options)
 
     whole = run("whole", "train.epochs=2")

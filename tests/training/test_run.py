@@ -21,6 +21,7 @@ from dqrm.training.saved import evaluate_saved
 from dqrm.training.step import TrainingError
 
 NETWORK = {"embedding_dim": 8, "bottom_mlp": [16], "top_mlp": [16], "dropout": 0.2}
+INT8_NETWORK = {"embedding_dim": 8, "bottom_mlp": [40, 32], "top_mlp": [40, 32]}
 
 
 def settings(data, output, **changes):
@@ -129,8 +130,15 @@ def read_config(result):
             "optim__name": "adagrad",
             "quant": {"storage": "int8", "bits": 8, "granularity": "row"},
         },
+        {"model": INT8_NETWORK, "train__precision": "int8"},
     ],
-    ids=["adam-exact-scales", "adagrad-periodic-scales", "adam-bf16-rows", "adagrad-int8-rows"],
+    ids=[
+        "adam-exact-scales",
+        "adagrad-periodic-scales",
+        "adam-bf16-rows",
+        "adagrad-int8-rows",
+        "adam-int8-products",
+    ],
 )
 def test_kill_9_then_resume_equals_an_unbroken_run(clicks_data, tmp_path, changes):
     whole = run(clicks_data, tmp_path / "whole", **changes)
@@ -256,10 +264,30 @@ def test_a_damaged_checkpoint_is_named(whole, clicks_data, tmp_path):
 
 
 def test_bf16_trains(clicks_data, tmp_path):
-    result = run(clicks_data, tmp_path, train__bf16=True)
+    result = run(clicks_data, tmp_path, train__precision="bf16")
     assert result.test.auc > 0.65
 
 
 def test_an_unknown_split_is_named(whole):
     with pytest.raises(ValueError, match="no nightly split"):
         evaluate_saved(whole.run_dir, split="nightly", tracking=TrackingConfig(enabled=False))
+
+
+def test_int8_trains(clicks_data, tmp_path):
+    result = run(clicks_data, tmp_path, model=INT8_NETWORK, train__precision="int8")
+    assert result.test.auc > 0.65
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"quant__mlp_bits": 32}, r"train.precision=int8 .*quant.mlp_bits=32 does not quantize"),
+        ({"model": {"dropout": 0.5}}, r"train.precision=int8 .*not model.dropout=0.5"),
+        ({"model": {"interaction": "cat"}}, r"train.precision=int8 .*not model.interaction=cat"),
+        ({"quant__activation_bits": 8}, r"train.precision=int8 .*not quant.activation_bits=8"),
+    ],
+    ids=["mlp-bits", "dropout", "cat", "activation-bits"],
+)
+def test_int8_is_refused_where_it_cannot_be(clicks_data, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        run(clicks_data, tmp_path, **{"model": INT8_NETWORK, "train__precision": "int8", **changes})

@@ -47,11 +47,11 @@ def batch(seed: int, size: int = 37, *, multi_hot: bool = False) -> Batch:
     )
 
 
-def train_both(steps: int = 4, multi_hot: bool = False, bf16: bool = False, **settings):
+def train_both(steps: int = 4, multi_hot: bool = False, precision: str = "fp32", **settings):
     """Losses of both steps over the same batches, and the models they leave."""
     first, second = setup(**settings), setup(**settings)
-    autograd = AutogradStep(*first, bf16=bf16)
-    fused = FusedStep(*second, bf16=bf16)
+    autograd = AutogradStep(*first, bf16=precision == "bf16")
+    fused = FusedStep(*second, precision)
     losses = []
     for step in range(steps):
         # The last batch of an epoch is smaller.
@@ -85,9 +85,26 @@ def test_both_steps_agree(settings):
 
 
 def test_the_fused_step_learns_in_bfloat16():
-    losses, _, _ = train_both(bf16=True, steps=6)
+    losses, _, _ = train_both(precision="bf16", steps=6)
     for expected, got in losses:
         assert got == pytest.approx(expected, rel=0.02)
+
+
+def test_the_fused_step_learns_in_int8():
+    losses, _, _ = train_both(precision="int8", steps=6, model={"bottom_mlp": (40, 32)})
+    for expected, got in losses:
+        assert got == pytest.approx(expected, rel=0.02)
+
+
+def test_the_seed_and_the_step_decide_the_random_bits_of_int8():
+    def updated(seed: int, number: int) -> torch.Tensor:
+        model, optimizer = setup(model={"bottom_mlp": (40, 32)})
+        FusedStep(model, optimizer, "int8", seed)(batch(0), number)
+        return model.bot_l[2].weight.detach().clone()
+
+    assert torch.equal(updated(3, 7), updated(3, 7))
+    assert not torch.equal(updated(3, 7), updated(3, 8))
+    assert not torch.equal(updated(3, 7), updated(4, 7))
 
 
 def test_any_number_of_threads_gives_the_same_bits():
@@ -108,13 +125,14 @@ def test_any_number_of_threads_gives_the_same_bits():
             assert torch.equal(tensor, other[name]), name
 
 
-def test_a_loss_that_is_not_finite_updates_nothing():
-    model, optimizer = setup()
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_a_loss_that_is_not_finite_updates_nothing(precision):
+    model, optimizer = setup(model={"bottom_mlp": (40, 32)})
     before = copy.deepcopy(model.state_dict())
     data = batch(0)
     data.dense[3, 1] = float("nan")
     with pytest.raises(TrainingError, match="the loss became nan at step 8; lower"):
-        FusedStep(model, optimizer)(data, 7)
+        FusedStep(model, optimizer, precision)(data, 7)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
@@ -124,6 +142,8 @@ def test_models_that_cannot_be_fused_go_through_autograd():
         step = make_step(*setup(model=shape))
         assert isinstance(step, AutogradStep)
         assert step(batch(0), 0) > 0
+        with pytest.raises(TypeError, match="int8 computes only linear layers, ReLU and the dot"):
+            make_step(*setup(model=shape), "int8")
     assert isinstance(make_step(*setup()), FusedStep)
 
 

@@ -11,7 +11,7 @@ from dqrm.bench.speed.contestants import Call, Entry
 from dqrm.bench.speed.torch_model import TorchInteraction, torch_mlp
 from dqrm.bench.speed.traffic import Shape, Traffic
 from dqrm.kernels.interaction import interaction_backward, interaction_forward, interaction_width
-from dqrm.kernels.mlp import DenseStack, LayerSpec
+from dqrm.kernels.mlp import DenseStack, LayerSpec, StackPrecision
 from dqrm.models import dlrm
 from dqrm.models.config import ModelConfig
 
@@ -95,17 +95,20 @@ def _vectors(traffic: Traffic, dtype: torch.dtype) -> tuple[list[Tensor], Tensor
 
 
 class OurMlps:
-    """Our MLPs with bfloat16 products, called as our training step calls them.
+    """Our MLPs, called as our training step calls them.
 
     Args:
         shape: tables, whose number and width decide the top MLP's input.
         bits: of the weights' grid; 32 for none.
+        precision: of the products.
     """
 
-    def __init__(self, shape: Shape, bits: Literal[4, 32]) -> None:
+    def __init__(
+        self, shape: Shape, bits: Literal[4, 32], precision: StackPrecision = "bf16"
+    ) -> None:
         bottom, top = mlp_widths(shape)
-        self.bottom = _stack(torch_mlp(bottom, final_relu=True), bits)
-        self.top = _stack(torch_mlp(top), bits)
+        self.bottom = _stack(torch_mlp(bottom, final_relu=True), bits, precision)
+        self.top = _stack(torch_mlp(top), bits, precision)
 
     def start(self, traffic: Traffic) -> Call:
         """Draw inputs and gradients, and make what is written to."""
@@ -117,14 +120,14 @@ class OurMlps:
         def call(number: int) -> None:
             for_bottom, for_top = ring[number % RING]
             bottom.forward(for_bottom, out=outputs[0])
-            bottom.backward(gradients[0], need_grad_input=False)
+            bottom.backward(gradients[0], need_grad_input=False, key=number)
             top.forward(for_top, out=outputs[1])
-            top.backward(gradients[1], out=grad_input)
+            top.backward(gradients[1], out=grad_input, key=number)
 
         return call
 
 
-def _stack(mlp: nn.Sequential, bits: int) -> DenseStack:
+def _stack(mlp: nn.Sequential, bits: int, precision: StackPrecision) -> DenseStack:
     """Return torch's layers as one of our stacks."""
     layers = list(mlp)
     return DenseStack(
@@ -133,7 +136,7 @@ def _stack(mlp: nn.Sequential, bits: int) -> DenseStack:
             for place, layer in enumerate(layers)
             if isinstance(layer, nn.Linear)
         ],
-        "bf16",
+        precision,
     )
 
 
@@ -221,6 +224,7 @@ def mlp_entries(shape: Shape) -> list[Entry]:
 
     return [
         Entry("dqrm INT4", "ours", lambda: OurMlps(shape, 4)),
+        Entry("dqrm int8", "ours", lambda: OurMlps(shape, 4, "int8")),
         Entry("dqrm BF16", "ours", lambda: OurMlps(shape, 32)),
         Entry("torch autocast", "peer", peer("autocast", False)),
         Entry("torch BF16", "peer", peer("bf16", False)),

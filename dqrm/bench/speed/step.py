@@ -15,6 +15,7 @@ from dqrm.bench.speed.torchrec_step import TorchRecStep
 from dqrm.bench.speed.traffic import Shape, Traffic
 from dqrm.compress.config import QuantConfig
 from dqrm.data.batch import Batch
+from dqrm.kernels.mlp import StackPrecision
 from dqrm.models.config import ModelConfig
 from dqrm.models.dlrm import build_dlrm
 from dqrm.training.config import OptimConfig
@@ -40,21 +41,24 @@ def dense_and_labels(batch: int) -> list[tuple[Tensor, Tensor]]:
 
 
 class OurStep:
-    """A step of `dqrm train` with SGD and bfloat16 MLPs.
+    """A step of `dqrm train` with SGD.
 
     Args:
         shape: the tables.
         bits: of tables and MLP weights, scales exact at every step; 32 does not quantize.
+        precision: of the products in the MLPs.
     """
 
-    def __init__(self, shape: Shape, bits: Literal[4, 32]) -> None:
+    def __init__(
+        self, shape: Shape, bits: Literal[4, 32], precision: StackPrecision = "bf16"
+    ) -> None:
         tables = [(f"C{number + 1}", rows) for number, rows in enumerate(shape.rows)]
         model = ModelConfig(embedding_dim=shape.dim)
         quant = QuantConfig(bits=bits, mlp_bits=bits)
         self.model = build_dlrm(model, quant, num_dense=NUM_DENSE, tables=tables)
         self.model.train()
         optimizer = Optimizer(self.model, OptimConfig(name="sgd", lr=LEARNING_RATE))
-        self.step = make_step(self.model, optimizer, bf16=True)
+        self.step = make_step(self.model, optimizer, precision)
 
     def start(self, traffic: Traffic) -> Call:
         """Make the batches that data loading hands out, with int32 ids."""
@@ -148,6 +152,7 @@ def step_entries(shape: Shape) -> list[Entry]:
 
     builds: list[tuple[str, Literal["ours", "peer"], Callable[[], Contestant]]] = [
         ("dqrm INT4", "ours", lambda: OurStep(shape, 4)),
+        ("dqrm int8", "ours", lambda: OurStep(shape, 4, "int8")),
         ("dqrm FP32", "ours", lambda: OurStep(shape, 32)),
         ("torch eager FP32", "peer", peer("torch", False, False)),
         ("torch eager BF16", "peer", peer("torch", True, False)),

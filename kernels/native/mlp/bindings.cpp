@@ -14,8 +14,8 @@
 #include <utility>
 #include <vector>
 
-#include "../common/arrays.h"
 #include "../common/levels.h"
+#include "bound_layers.h"
 #include "loss_loops.h"
 #include "stack.h"
 
@@ -24,11 +24,6 @@ using namespace nb::literals;
 
 namespace dqrm {
 namespace {
-
-using Weights = Array<float, 2>;
-using Biases = Array<float, 1>;
-using Rows = nb::ndarray<float, nb::ndim<2>, nb::device::cpu>;
-using Bytes = Array<uint8_t, 1>;
 
 const MlpLoops& loops_for(bool bf16, const std::string& level) {
   const Level at = level_named(level);
@@ -45,13 +40,6 @@ const MlpLoops& loops_for(bool bf16, const std::string& level) {
   return DQRM_LOOPS_AT(at, mlp_loops);
 }
 
-MlpOutside outside(const Rows& matrix, int64_t columns, const char* name) {
-  if (int64_t(matrix.shape(1)) != columns || (columns > 1 && matrix.stride(1) != 1)) {
-    throw std::invalid_argument(std::string(name) + ": wrong width or strided columns");
-  }
-  return {matrix.data(), matrix.stride(0)};
-}
-
 // A stack and the arrays it works on, which it keeps alive.
 class BoundStack {
  public:
@@ -63,7 +51,8 @@ class BoundStack {
         biases_(std::move(biases)),
         weight_gradients_(std::move(weight_gradients)),
         bias_gradients_(std::move(bias_gradients)),
-        stack_(layers(bits, relu), loops_for(bf16, level)) {}
+        stack_(layer_arrays(weights_, biases_, weight_gradients_, bias_gradients_, bits, relu),
+               loops_for(bf16, level)) {}
 
   int64_t workspace_bytes(int64_t batch, bool training) const {
     return stack_.workspace_bytes(batch, training);
@@ -96,37 +85,6 @@ class BoundStack {
   }
 
  private:
-  static void check(bool fine, const char* message) {
-    if (!fine) throw std::invalid_argument(message);
-  }
-
-  std::vector<MlpLayerArrays> layers(const std::vector<int>& bits,
-                                     const std::vector<bool>& relu) const {
-    const size_t count = weights_.size();
-    const bool trained = !weight_gradients_.empty();
-    check(count > 0 && biases_.size() == count && bits.size() == count && relu.size() == count &&
-              bias_gradients_.size() == weight_gradients_.size() &&
-              (!trained || weight_gradients_.size() == count),
-          "as many of everything as there are weights");
-    std::vector<MlpLayerArrays> made;
-    for (size_t i = 0; i < count; ++i) {
-      const size_t outputs = weights_[i].shape(0), inputs = weights_[i].shape(1);
-      check(outputs > 0 && inputs > 0, "weights: an empty one");
-      check(i == 0 || weights_[i - 1].shape(0) == inputs, "weights: they do not follow");
-      check(biases_[i].shape(0) == outputs, "biases: not one per output");
-      check(bits[i] == 4 || bits[i] == 8 || bits[i] == 32, "bits: must be 4, 8 or 32");
-      if (trained) {
-        check(weight_gradients_[i].shape(0) == outputs && weight_gradients_[i].shape(1) == inputs &&
-                  bias_gradients_[i].shape(0) == outputs,
-              "gradients: of another shape");
-      }
-      made.push_back({int64_t(inputs), int64_t(outputs), bits[i], relu[i], weights_[i].data(),
-                      biases_[i].data(), trained ? weight_gradients_[i].data() : nullptr,
-                      trained ? bias_gradients_[i].data() : nullptr});
-    }
-    return made;
-  }
-
   std::vector<Weights> weights_;
   std::vector<Biases> biases_;
   std::vector<Weights> weight_gradients_;
@@ -149,6 +107,7 @@ double bce_with_logits(const Array<float>& logits, const Array<float>& labels,
 }  // namespace
 
 void bind_mlp(nb::module_& module) {
+  bind_int8_training(module);
   nb::class_<BoundStack>(module, "MlpStack")
       .def(nb::init<std::vector<Weights>, std::vector<Biases>, std::vector<Weights>,
                     std::vector<Biases>, const std::vector<int>&, const std::vector<bool>&, bool,

@@ -1,7 +1,9 @@
-// Consecutive arrays in one piece of memory, each on a cache line of its own.
+// Consecutive arrays in one piece of memory, each on a cache line of its own, and parts of layers.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace dqrm {
 
@@ -26,5 +28,23 @@ class Pieces {
   char* base_;
   int64_t used_ = 0;
 };
+
+// Where in a workspace the first piece begins.
+inline char* aligned(void* workspace) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(workspace);
+  return reinterpret_cast<char*>((address + kLineBytes - 1) / kLineBytes * kLineBytes);
+}
+
+// Number `position` among parts that come in one run per layer.
+struct LayerPart {
+  size_t layer;
+  int64_t part;
+};
+
+inline LayerPart find_part(int64_t position, const std::vector<int64_t>& counts) {
+  size_t layer = 0;
+  while (position >= counts[layer]) position -= counts[layer++];
+  return {layer, position};
+}
 
 }  // namespace dqrm

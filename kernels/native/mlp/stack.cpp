@@ -12,18 +12,6 @@ namespace {
 // Parts of a layer's weight gradient, so that threads find some to share.
 constexpr int64_t kLeastProducts = 8;
 
-// Number `position` among parts that come in one run per layer.
-struct LayerPart {
-  size_t layer;
-  int64_t part;
-};
-
-LayerPart find(int64_t position, const std::vector<int64_t>& counts) {
-  size_t layer = 0;
-  while (position >= counts[layer]) position -= counts[layer++];
-  return {layer, position};
-}
-
 }  // namespace
 
 MlpStack::MlpStack(std::vector<MlpLayerArrays> layers, const MlpLoops& loops)
@@ -96,15 +84,6 @@ int64_t MlpStack::workspace_bytes(int64_t batch, bool training) const {
   return place(nullptr, batch, training, &layers) + kLineBytes;
 }
 
-namespace {
-
-char* aligned(void* workspace) {
-  const uintptr_t address = reinterpret_cast<uintptr_t>(workspace);
-  return reinterpret_cast<char*>((address + kLineBytes - 1) / kLineBytes * kLineBytes);
-}
-
-}  // namespace
-
 void MlpStack::forward(MlpOutside x, int64_t batch, MlpOutside y, void* workspace, bool training,
                        int threads) const {
   std::vector<MlpLayer> layers;
@@ -116,7 +95,7 @@ void MlpStack::forward(MlpOutside x, int64_t batch, MlpOutside y, void* workspac
     all_blocks += blocks.back();
   }
   auto pack = [&](int64_t position) {
-    const LayerPart at = find(position, blocks);
+    const LayerPart at = find_part(position, blocks);
     loops_->pack(layers[at.layer], at.part, training);
   };
   parallel_for(threads, all_blocks, pack);
@@ -186,7 +165,7 @@ void MlpStack::add_weight_gradients(const std::vector<MlpLayer>& layers, int64_t
     all_products += products.back();
   }
   auto sum = [&](int64_t position) {
-    const auto [number, part] = find(position, products);
+    const auto [number, part] = find_part(position, products);
     const MlpLayer& layer = layers[number];
     const int64_t panel = part / shares[number], share = part % shares[number];
     const int64_t above = ceil_div(layer.outputs, loops_->panel_columns);
