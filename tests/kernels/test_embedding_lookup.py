@@ -69,7 +69,7 @@ def lookup_both(layout, weight, scales, indices, offsets, sample_weights=None):
     return outs[0]
 
 
-@pytest.mark.parametrize("dim", [1, 3, 4, 5, 8, 15, 16, 17, 32, 64, 100, 128, 256])
+@pytest.mark.parametrize("dim", [1, 4, 7, 8, 16, 17, 32, 64, 100, 128, 256])
 @pytest.mark.parametrize("granularity", ["table", "row"])
 @pytest.mark.parametrize("pooling", ["sum", "mean"])
 def test_every_width_equals_the_reference(each_level, dim, granularity, pooling):
@@ -90,7 +90,7 @@ def test_every_width_equals_the_reference(each_level, dim, granularity, pooling)
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(
     values=st.lists(finite, min_size=1, max_size=40),
     scale=st.floats(min_value=2.0**-126, max_value=2.0**100, width=32),

@@ -69,7 +69,7 @@ def assert_exact(layout, side):
     assert torch.equal(side.scales, torch.stack(expected))
 
 
-@pytest.mark.parametrize("dim", [1, 4, 5, 16, 17, 32, 64, 100, 128])
+@pytest.mark.parametrize("dim", [1, 5, 16, 17, 64, 128])
 @pytest.mark.parametrize("name", RULES)
 def test_every_rule_and_width_equals_the_reference(each_level, name, dim):
     layout = layout_of(exact=True)
@@ -174,7 +174,7 @@ def test_scales_stay_exact_through_growing_and_shrinking(each_level, rows):
     for _ in each_level():
         side = Side(True, layout, 4, weight_decay=1.0)
         generator = torch.Generator().manual_seed(2)
-        for step in range(200):
+        for step in range(80):
             ids, offsets, grad = random_batch(rows, 3, 4, step)
             # The largest rows shrink most of the time: a running maximum would miss it.
             top = torch.stack([t.abs().amax(dim=1).argmax() for t in side.weight.split(list(rows))])
@@ -189,7 +189,7 @@ def test_scales_after_rows_were_written_from_outside(each_level):
     for _ in each_level():
         side = Side(True, layout, 4)
         generator = torch.Generator().manual_seed(3)
-        for _ in range(200):
+        for _ in range(80):
             rows = torch.randint(0, sum(layout.rows), (8,), generator=generator)
             size = torch.rand((), generator=generator) * 3
             side.weight[rows] = torch.randn(8, 4, generator=generator) * size

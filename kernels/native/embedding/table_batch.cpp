@@ -325,6 +325,8 @@ void TableBatch::rebuild(int threads) {
     const auto [table, part, parts] = work[size_t(number)];
     maxima_[size_t(table)]->scan(storage_, starts_[size_t(table)], lookup_, part, parts);
   };
+  // A thread that would scan less than one large part is not worth waking.
+  threads = int(std::clamp<int64_t>(starts_.back() / kRowsPerPart, 1, std::max(threads, 1)));
   parallel_for(threads, int64_t(work.size()), scan);
   for (std::optional<Maxima>& maxima : maxima_) {
     if (maxima) maxima->finish_scan();
