@@ -102,7 +102,7 @@ class PackedTables:
                 two samples ``[t0 s0 | t0 s1 | t1 s0 | t1 s1]``.
             offsets: int32 or int64 [T * B + 1] into indices; None when every bag holds exactly
                 one id, then N = T * B.
-            weights: float32 [N], multiplies the values.
+            weights: float32 [N], multiplies the values; with pooling "sum" only.
             out: float32 [B, T, D] to write to and return, tables and columns contiguous, samples
                 at any distance; must not overlap the other arguments.
 
@@ -194,6 +194,8 @@ class PackedTables:
             _check_vector("weights", weights, (torch.float32,))
             if weights.numel() != num_ids:
                 raise ValueError(f"{weights.numel()} weights for {num_ids} indices")
+            if self.pooling != "sum":
+                raise ValueError("weights: only with pooling='sum', a weighted mean is undefined")
         return samples
 
     def _check_out(self, out: Tensor, samples: int) -> None:

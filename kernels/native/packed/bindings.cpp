@@ -68,6 +68,7 @@ class HeldTables {
     if (!weights.is_none()) {
       const auto held = nb::cast<Array<const float>>(weights);
       require(int64_t(held.shape(0)) == num_ids, "weights: one an index");
+      require(!tables_.mean(), "weights: only with pooling='sum', a weighted mean is undefined");
       batch.weights = held.data();
     }
     nb::gil_scoped_release release;

@@ -23,6 +23,7 @@ class PackedTables {
 
   int64_t size() const { return int64_t(tables_.size()); }
   int64_t dim() const { return dim_; }
+  bool mean() const { return mean_; }
 
  private:
   void check_offsets(const PackedBatch& batch, int64_t num_ids) const;
