@@ -34,9 +34,10 @@ class DenseStack:
     """Linear layers with bias and ReLU, weights quantized in passing, without autograd.
 
     Arithmetic and rounding are those of dqrm.kernels.mlp_reference, except for the order of
-    sums. "bf16" runs natively on processors with AVX512-BF16. One with AMX multiplies faster
-    through oneDNN: there torch's bfloat16 products are used, which round their results once
-    more. Where there is no fast bfloat16 at all, "bf16" computes in FP32.
+    sums; layers with integer inputs have the bits of that definition, as long as their sums are
+    below 2^24 (always up to 1,040 inputs). "bf16" runs natively on processors with AVX512-BF16.
+    One with AMX multiplies faster through oneDNN: there torch's bfloat16 products are used, which
+    round their results once more. Where there is no fast bfloat16 at all, "bf16" computes in FP32.
 
     "int8" multiplies INT8 by INT8 forward and backward, with gradients rounded stochastically, as
     dqrm.kernels.mlp_int8_reference defines it: natively on processors with AVX512-VNNI, in the
@@ -60,6 +61,8 @@ class DenseStack:
             raise ValueError(f"precision={precision!r}: must be 'fp32', 'bf16' or 'int8'")
         self.layers = [LayerSpec(*layer) for layer in layers]
         _check_layers(self.layers)
+        if precision == "int8" and any(layer.activation_bits != 32 for layer in self.layers):
+            raise ValueError("precision='int8' rounds inputs its own way: set activation_bits=32")
         self.precision = precision
         self.gradients = [
             (torch.empty_like(layer.weight), torch.empty_like(layer.bias)) for layer in self.layers
@@ -157,6 +160,7 @@ class _NativeEngine:
             [capsule(weight) for weight, _ in self._gradients],
             [capsule(bias) for _, bias in self._gradients],
             [layer.bits for layer in self._layers],
+            [layer.activation_bits for layer in self._layers],
             [layer.relu for layer in self._layers],
             self._bf16,
             self._level,
@@ -224,9 +228,14 @@ def _check_layers(layers: Sequence[LayerSpec]) -> None:
     if not layers:
         raise ValueError("a stack needs at least one layer")
     width: int | None = None
-    for number, (weight, bias, bits, _) in enumerate(layers):
+    for number, (weight, bias, bits, _, activation_bits) in enumerate(layers):
         if bits not in (4, 8, 32):
             raise ValueError(f"layer {number}: bits={bits}: must be 4, 8 or 32")
+        if activation_bits != 32 and (activation_bits != 8 or bits == 32):
+            raise ValueError(
+                f"layer {number}: activation_bits={activation_bits}: must be 32, or 8 with a "
+                "quantized weight"
+            )
         for name, tensor, dims in (("weight", weight, 2), ("bias", bias, 1)):
             if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
                 raise ValueError(

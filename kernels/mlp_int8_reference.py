@@ -110,7 +110,7 @@ def int8_forward_reference(x: Tensor, layers: Sequence[LayerSpec]) -> tuple[Tens
     """
     saved = SavedInt8([], [], [], [], [])
     value = x
-    for weight, bias, bits, relu in layers:
+    for weight, bias, bits, relu, _ in layers:
         codes, scale = codes_and_scale(weight, bits)
         scale = _finite_or_nan(scale)
         found = _finite_or_nan(value.abs().amax(dim=1))

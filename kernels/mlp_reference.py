@@ -9,8 +9,15 @@ Layer l maps x_l [B, K] to x_{l+1} [B, N]:
     dx_l = (g * scale) @ codes              the straight-through gradient: the weight's is that
     dw = g.T @ x_l,  db = sum of g's rows   of its value on the grid
 
+With 8 activation bits x_l is scale_x * q_x, quantized row by row as dqrm.kernels.int8_reference
+says, and the products meet integers:
+
+    z = (scale_x * scale) * (q_x @ codes.T) + bias,  dw = (g * scale_x).T @ q_x
+
 In "bf16" the operands of the products are rounded to bfloat16: x_l, g, g * scale and unquantized
 weights. Codes are exact in bfloat16, sums are FP32, and so are bias, scale, output and gradients.
+Sums of integers are exact as far as FP32 is (see dqrm.kernels.int8_reference), so that z of an
+integer layer has the bits of INT8 serving in either precision.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +25,8 @@ from typing import Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from dqrm.kernels.int8_reference import quantize_rows
 
 Precision = Literal["fp32", "bf16"]
 
@@ -36,17 +45,23 @@ class LayerSpec(NamedTuple):
     """4 or 8 quantizes the weight with one exact scale a row; 32 does not."""
     relu: bool = False
     """Whether a ReLU follows."""
+    activation_bits: int = 32
+    """8 quantizes the input of a layer with a quantized weight, row by row; 32 does not."""
 
 
 class SavedForward(NamedTuple):
     """What backward needs of a forward."""
 
     activations: list[Tensor]
-    """x_0 to x_L, [B, K_l], as the products saw them."""
+    """x_0 to x_{L-1}, [B, K_l], as the products saw them."""
+    input_scales: list[Tensor | None]
+    """float32 [B, 1] of each layer with an integer input."""
+    zeros: list[Tensor | None]
+    """bool [B, N] after each layer with a ReLU: where that gave 0."""
     scales: list[Tensor]
-    """float32 [N] of each layer."""
+    """float32 [N] of each layer, with which backward multiplies the gradient."""
     codes: list[Tensor]
-    """[N, K] of each layer, as the products saw them."""
+    """[N, K] of each layer, with which backward multiplies after that."""
 
 
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -81,24 +96,37 @@ def mlp_forward_reference(
         x: float32 [B, K_0].
         layers: in the order of the computation.
         precision: of the operands.
-        product: multiplies two operands; the result may be of any float type.
+        product: multiplies two operands that are not integers; the result may be of any float
+            type.
     """
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    saved = SavedForward([x.to(dtype)], [], [])
+    saved = SavedForward([], [], [], [], [])
     value = x
-    for weight, bias, bits, relu in layers:
-        if bits == 32:
-            codes, scale = weight, torch.ones_like(bias)
-        else:
-            codes, scale = codes_and_scale(weight, bits)
-            if precision == "fp32":
-                codes, scale = scale[:, None] * codes, torch.ones_like(bias)
-        saved.codes.append(codes.to(dtype))
+    for weight, bias, bits, relu, activation_bits in layers:
+        scale = torch.ones_like(bias)
+        forward = backward = weight
+        if bits != 32:
+            codes, found = codes_and_scale(weight, bits)
+            on_grid = found[:, None] * codes
+            if precision == "bf16":
+                forward, backward, scale = codes, codes, found
+            elif activation_bits != 32:
+                forward, backward = codes, on_grid
+            else:
+                forward = backward = on_grid
+        factor, scale_x = scale, None
+        if activation_bits != 32:
+            value, scale_x = quantize_rows(value)
+            factor = scale_x * found
+        saved.activations.append(value.to(dtype))
+        saved.input_scales.append(scale_x)
+        saved.codes.append(backward.to(dtype))
         saved.scales.append(scale)
-        value = product(saved.activations[-1], saved.codes[-1].T).float() * scale + bias
+        multiply = product if scale_x is None else _product
+        value = multiply(saved.activations[-1], forward.to(dtype).T).float() * factor + bias
         if relu:
             value = value.relu()
-        saved.activations.append(value.to(dtype))
+        saved.zeros.append(value <= 0 if relu else None)
     return value, saved
 
 
@@ -120,10 +148,15 @@ def mlp_backward_reference(
     gradients: list[tuple[Tensor, Tensor]] = []
     grad = grad_y
     for number in range(len(layers) - 1, -1, -1):
-        x, output = saved.activations[number : number + 2]
-        if layers[number].relu:
-            grad = grad.masked_fill(output <= 0, 0.0)
-        gradients.append((product(grad.to(x.dtype).T, x).float(), grad.sum(dim=0)))
+        x, scale_x, zeros = (
+            saved.activations[number],
+            saved.input_scales[number],
+            saved.zeros[number],
+        )
+        if zeros is not None:
+            grad = grad.masked_fill(zeros, 0.0)
+        above = grad if scale_x is None else grad * scale_x
+        gradients.append((product(above.to(x.dtype).T, x).float(), grad.sum(dim=0)))
         scaled = (grad * saved.scales[number]).to(x.dtype)
         grad = product(scaled, saved.codes[number]).float()
     return grad, gradients[::-1]

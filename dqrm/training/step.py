@@ -180,10 +180,10 @@ def linear_stack(mlp: nn.Sequential) -> list[LayerSpec] | None:
         ):
             layers[-1] = layers[-1]._replace(relu=True)
         elif isinstance(module, nn.Linear):
-            if isinstance(module, QuantLinear) and module.activation_bits != 32:
-                return None
-            bits = module.bits if isinstance(module, QuantLinear) else 32
-            layers.append(LayerSpec(module.weight, module.bias, bits))
+            layer = LayerSpec(module.weight, module.bias)
+            if isinstance(module, QuantLinear):
+                layer = layer._replace(bits=module.bits, activation_bits=module.activation_bits)
+            layers.append(layer)
         else:
             return None
     return layers

@@ -173,6 +173,86 @@ def test_the_definition_is_the_gradient_autograd_finds() -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_integer_layers_give_the_bits_of_serving_and_the_gradients_of_autograd(
+    each_level: Levels, precision: Precision, bits: int
+) -> None:
+    torch.manual_seed(bits)
+    linears = [QuantLinear(k, n, bits, 8) for k, n in [(13, 70), (70, 33), (33, 1)]]
+    modules = torch.nn.Sequential(linears[0], torch.nn.ReLU(), linears[1], linears[2])
+    layers = [
+        LayerSpec(layer.weight, layer.bias, bits, number == 0, 8)
+        for number, layer in enumerate(linears)
+    ]
+    x = torch.randn(301, 13, requires_grad=True)
+    y = modules(x)
+    grad_y = torch.randn(301, 1)
+    y.backward(grad_y)
+    assert x.grad is not None
+    expected = [x.grad, *itertools.chain(*((p.weight.grad, p.bias.grad) for p in linears))]
+    for level in each_level():
+        stack = DenseStack(layers, precision)
+        assert_same(stack.forward(x.detach(), training=False), y.detach(), level)
+        assert_same(stack.forward(x.detach()), y.detach(), level)
+        used = used_by(stack)
+        _, saved = mlp_forward_reference(x.detach(), layers, used)
+        grad_x, parameters = mlp_backward_reference(grad_y, layers, saved)
+        reference = [grad_x, *itertools.chain(*parameters)]
+        got = [stack.backward(grad_y), *gradients(stack)]
+        for number, (mine, same, theirs) in enumerate(zip(got, reference, expected, strict=True)):
+            assert mine is not None
+            assert theirs is not None
+            # Every ReLU decides alike; what is left is the order of sums, and the rounding of
+            # gradients to bfloat16, 2^-9 each.
+            what = f"{level}, gradient {number}"
+            assert relative(mine, same) < (1e-3 if used == "bf16" else 2e-6), what
+            assert relative(mine, theirs) < (5e-3 if used == "bf16" else 2e-6), what
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_row_that_is_not_finite_stays_alone_in_integer_layers(
+    each_level: Levels, precision: Precision
+) -> None:
+    torch.manual_seed(10)
+    layers = [
+        LayerSpec(torch.randn(n, k), torch.randn(n), 4, n > 1, 8) for k, n in [(5, 33), (33, 1)]
+    ]
+    x = torch.randn(6, 5)
+    x[1, 0], x[2, 1], x[3, 4], x[4] = math.nan, math.inf, -math.inf, 0.0
+    for level in each_level():
+        stack = DenseStack(layers, precision)
+        y, _ = mlp_forward_reference(x, layers, used_by(stack))
+        got = stack.forward(x)
+        assert got[1:4].isnan().all(), level
+        assert y[1:4].isnan().all(), level
+        assert_same(got[[0, 4, 5]], y[[0, 4, 5]], level)
+        stack.backward(torch.ones(6, 1))
+        assert gradients(stack)[0].isnan().any(), level
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_integer_layers_between_others(each_level: Levels, precision: Precision) -> None:
+    torch.manual_seed(9)
+    layers = [
+        LayerSpec(torch.randn(n, k) / k, torch.randn(n), 32 if bits == 32 else 4, True, bits)
+        for k, n, bits in [(13, 40, 32), (40, 50, 8), (50, 20, 32), (20, 3, 8)]
+    ]
+    x, grad_y = torch.randn(100, 13), torch.randn(100, 3)
+    for level in each_level():
+        stack = DenseStack(layers, precision)
+        used = used_by(stack)
+        y, saved = mlp_forward_reference(x, layers, used)
+        grad_x, parameters = mlp_backward_reference(grad_y, layers, saved)
+        # An input at the border of two codes moves a sum by a code of the weight.
+        limit = 2e-2
+        assert relative(stack.forward(x), y) < limit, level
+        got = [stack.backward(grad_y), *gradients(stack)]
+        for mine, theirs in zip(got, [grad_x, *itertools.chain(*parameters)], strict=True):
+            assert mine is not None
+            assert relative(mine, theirs) < limit, level
+
+
+@pytest.mark.parametrize("bits", [4, 8])
 def test_codes_are_those_of_the_quantized_layer(each_level: Levels, bits: int) -> None:
     torch.manual_seed(2)
     layer = QuantLinear(67, 39, bits)
@@ -321,6 +401,11 @@ def test_what_does_not_fit_is_refused() -> None:
         DenseStack([LayerSpec(weight, bias)], "fp16")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="layer 0: bits=3"):
         DenseStack([LayerSpec(weight, bias, 3)])
+    for bits, activation_bits in ((32, 8), (4, 4)):
+        with pytest.raises(ValueError, match=f"layer 0: activation_bits={activation_bits}: must"):
+            DenseStack([LayerSpec(weight, bias, bits, False, activation_bits)])
+    with pytest.raises(ValueError, match="precision='int8' rounds inputs its own way"):
+        DenseStack([LayerSpec(weight, bias, 4, False, 8)], "int8")
     with pytest.raises(ValueError, match=r"layer 0: weight is torch\.float64 on cpu"):
         DenseStack([LayerSpec(weight.double(), bias)])
     with pytest.raises(ValueError, match=r"layer 0: weight has shape \(3, 2\), must be contiguous"):

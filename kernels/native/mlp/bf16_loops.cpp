@@ -60,9 +60,9 @@ inline void pair_units(const uint32_t* even, const uint32_t* odd, uint32_t* to) 
 }
 
 inline uint32_t active(Columns value) {
-  // Minus zero is zero, a NaN is not.
-  const __m512i unit = __m512i(columns_unit(value.low, value.high));
-  return _mm512_test_epi16_mask(unit, _mm512_set1_epi16(0x7FFF));
+  const __m512 zero = _mm512_setzero_ps();
+  return _mm512_cmp_ps_mask(__m512(value.low), zero, _CMP_NEQ_UQ) |
+         uint32_t(_mm512_cmp_ps_mask(__m512(value.high), zero, _CMP_NEQ_UQ)) << kLanes;
 }
 
 inline Columns keep(Columns value, uint32_t active) {

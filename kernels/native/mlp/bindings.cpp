@@ -45,13 +45,15 @@ class BoundStack {
  public:
   BoundStack(std::vector<Weights> weights, std::vector<Biases> biases,
              std::vector<Weights> weight_gradients, std::vector<Biases> bias_gradients,
-             const std::vector<int>& bits, const std::vector<bool>& relu, bool bf16,
-             const std::string& level)
+             const std::vector<int>& bits, const std::vector<int>& activation_bits,
+             const std::vector<bool>& relu, bool bf16, const std::string& level)
       : weights_(std::move(weights)),
         biases_(std::move(biases)),
         weight_gradients_(std::move(weight_gradients)),
         bias_gradients_(std::move(bias_gradients)),
-        stack_(layer_arrays(weights_, biases_, weight_gradients_, bias_gradients_, bits, relu),
+        stack_(with_activations(layer_arrays(weights_, biases_, weight_gradients_, bias_gradients_,
+                                             bits, relu),
+                                activation_bits),
                loops_for(bf16, level)) {}
 
   int64_t workspace_bytes(int64_t batch, bool training) const {
@@ -85,6 +87,17 @@ class BoundStack {
   }
 
  private:
+  static std::vector<MlpLayerArrays> with_activations(std::vector<MlpLayerArrays> layers,
+                                                      const std::vector<int>& activation_bits) {
+    check(activation_bits.size() == layers.size(), "activation_bits: not one per layer");
+    for (size_t i = 0; i < layers.size(); ++i) {
+      check(activation_bits[i] == 32 || (activation_bits[i] == 8 && layers[i].bits != 32),
+            "activation_bits: must be 32, or 8 with quantized weights");
+      layers[i].activation_bits = activation_bits[i];
+    }
+    return layers;
+  }
+
   std::vector<Weights> weights_;
   std::vector<Biases> biases_;
   std::vector<Weights> weight_gradients_;
@@ -110,13 +123,14 @@ void bind_mlp(nb::module_& module) {
   bind_int8_training(module);
   nb::class_<BoundStack>(module, "MlpStack")
       .def(nb::init<std::vector<Weights>, std::vector<Biases>, std::vector<Weights>,
-                    std::vector<Biases>, const std::vector<int>&, const std::vector<bool>&, bool,
-                    const std::string&>(),
-           "weights"_a, "biases"_a, "weight_gradients"_a, "bias_gradients"_a, "bits"_a, "relu"_a,
-           "bf16"_a, "level"_a,
+                    std::vector<Biases>, const std::vector<int>&, const std::vector<int>&,
+                    const std::vector<bool>&, bool, const std::string&>(),
+           "weights"_a, "biases"_a, "weight_gradients"_a, "bias_gradients"_a, "bits"_a,
+           "activation_bits"_a, "relu"_a, "bf16"_a, "level"_a,
            nb::sig("def __init__(self, weights: list[object], biases: list[object], "
                    "weight_gradients: list[object], bias_gradients: list[object], "
-                   "bits: list[int], relu: list[bool], bf16: bool, level: str) -> None"))
+                   "bits: list[int], activation_bits: list[int], relu: list[bool], bf16: bool, "
+                   "level: str) -> None"))
       .def("workspace_bytes", &BoundStack::workspace_bytes, "batch"_a, "training"_a)
       .def("forward", &BoundStack::forward, "x"_a, "y"_a, "workspace"_a, "training"_a,
            "threads"_a,

@@ -1,36 +1,12 @@
 #include "int8_stack.h"
 
 #include <algorithm>
-#include <new>
 #include <utility>
 
 #include "../common/parallel.h"
 #include "pieces.h"
 
 namespace dqrm {
-namespace {
-
-using Memory = std::unique_ptr<char, void (*)(void*)>;
-
-char* allocate(int64_t bytes) {
-  void* memory = std::aligned_alloc(kLineBytes, size_t(ceil_div(bytes, kLineBytes) * kLineBytes));
-  if (memory == nullptr) throw std::bad_alloc();
-  return static_cast<char*>(memory);
-}
-
-// Memory that a calling thread keeps from one call to the next.
-char* scratch(int64_t bytes) {
-  thread_local Memory memory(nullptr, std::free);
-  thread_local int64_t size = 0;
-  if (size < bytes) {
-    memory.reset(allocate(bytes));
-    size = bytes;
-  }
-  return memory.get();
-}
-
-}  // namespace
-
 Int8Stack::Int8Stack(std::vector<Int8Layer> layers, const Int8Loops& loops)
     : layers_(std::move(layers)), loops_(&loops) {
   const auto place = [&](char* base) {
@@ -46,7 +22,7 @@ Int8Stack::Int8Stack(std::vector<Int8Layer> layers, const Int8Loops& loops)
     }
     return pieces.used();
   };
-  memory_.reset(allocate(place(nullptr)));
+  memory_.reset(allocate_lines(place(nullptr)));
   place(memory_.get());
   for (const Int8Layer& layer : layers_) loops.pack(layer);
 }

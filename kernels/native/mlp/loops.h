@@ -27,12 +27,10 @@ struct MlpMatrix {
   int64_t row_stride;
 };
 
-// A matrix with units along the rows: [panels][row pairs][panel_columns], at the distances given.
-// With float units this is a MlpMatrix seen another way.
+// A matrix with units along the rows: [panels][row pairs][panel_columns].
 struct MlpPairs {
   uint32_t* units;
   int64_t panel_stride;
-  int64_t pair_stride;
 };
 
 struct MlpLayer {
@@ -40,6 +38,8 @@ struct MlpLayer {
   int64_t outputs;
   // The largest code of the weights' grid; 0 if they are not quantized.
   float largest_code;
+  // Whether the input is quantized as well, row by row, to 8 bits: `input` then holds codes.
+  bool integer_input;
   bool relu;
   const float* weight;  // [outputs, inputs]
   const float* bias;    // [outputs]
@@ -50,23 +50,25 @@ struct MlpLayer {
   // [panels of inputs][output units][panel_columns].
   uint32_t* forward_panels;
   uint32_t* backward_panels;
-  // y = scale * (x * panels) + shift, for every output up to the end of the last panel.
+  // y = (input_scale * scale) * (x * panels) + shift, for every output up to the end of the last
+  // panel and every row; input_scale is null where it is 1.
   float* scale;
   float* shift;
+  float* input_scale;  // [batch]
 
   MlpMatrix input;
-  MlpMatrix output;  // the next layer's input; null after the last layer
+  MlpMatrix output;  // the next layer's input; null after the last layer and before integers
   // Bit j of [panels of outputs][batch]: column j of the panel passed the ReLU. Null if not needed.
   uint32_t* active;
   int64_t batch;
   // For the rows of a block: the gradient of the output before the ReLU, times scale where
   // weights are packed as codes.
   MlpMatrix gradient;
-  MlpPairs gradient_pairs;  // not times scale
+  MlpPairs gradient_pairs;  // times input_scale instead
   float* bias_parts;   // sums of gradient over the rows of every part: [parts][panels * columns]
 };
 
-// A row-major matrix of the caller's.
+// Rows of a row-major matrix of floats.
 struct MlpOutside {
   float* values;
   int64_t row_stride;
@@ -89,9 +91,10 @@ struct MlpLoops {
 
   // Quantizes and packs pack_rows rows of the weight.
   void (*pack)(const MlpLayer& layer, int64_t block, bool training);
-  // Rows [begin, end) of the caller's input into layer.input.
+  // x, which are rows [begin, end), into layer.input.
   void (*take_input)(const MlpLayer& layer, MlpOutside x, int64_t begin, int64_t end);
-  // From layer.input to layer.output and, if y.values is not null, to y.
+  // Rows [begin, end) from layer.input to layer.output and to y, which are those rows, where these
+  // are not null.
   void (*forward)(const MlpLayer& layer, int64_t begin, int64_t end, MlpOutside y);
   // The gradient that the caller has of the last layer's output.
   void (*take_gradient)(const MlpLayer& layer, MlpOutside grad, MlpPart part);

@@ -9,7 +9,7 @@
 //   void store_units(to, low, high)     a panel's columns of one row, units along the columns
 //   void pair_rows(even, odd, to)       a panel's columns of two rows, units along the rows
 //   void pair_units(even, odd, to)      the same from rows that store_units wrote
-//   uint32_t active(columns)            a bit for every column that is not zero as a unit
+//   uint32_t active(columns)            a bit for every column that is not zero
 //   Columns keep(columns, active)       zero in the columns without a bit
 #include "multiply.inl"
 #include "pack.inl"
@@ -20,11 +20,20 @@ namespace {
 
 void take_input(const MlpLayer& layer, MlpOutside x, int64_t begin, int64_t end) {
   const int64_t panels = panels_of(layer.inputs), inputs = layer.inputs;
-  for (int64_t row = begin; row < end; ++row) {
-    const float* from = x.values + row * x.row_stride;
+  const F32 largest = all(127.0f);
+  for (int64_t row = begin; row < end; ++row, x.values += x.row_stride) {
+    float scale = 1.0f;
+    if (layer.integer_input) {
+      scale = scale_of(largest_magnitude(x.values, inputs), 127.0f);
+      layer.input_scale[row] = scale;
+    }
     uint32_t* to = layer.input.rows + row * layer.input.row_stride;
     for (int64_t panel = 0; panel < panels; ++panel) {
-      const Columns value = load_columns(from + panel * kPanel, inputs - panel * kPanel);
+      Columns value = load_columns(x.values + panel * kPanel, inputs - panel * kPanel);
+      if (layer.integer_input) {
+        value = {quantized(value.low, all(scale), largest),
+                 quantized(value.high, all(scale), largest)};
+      }
       store_units(to + panel * (kPanel / kUnit), value.low, value.high);
     }
   }
@@ -34,8 +43,8 @@ inline F32 activate(F32 sum, F32 scale, F32 shift, F32 floor) {
   return max(floor, scale * sum + shift);  // a NaN stays one
 }
 
-// tile[rows][kPanel] to rows [begin, begin + rows) of a panel of the output; kFull says that the
-// panel has no unused columns.
+// tile[rows][kPanel] to rows [begin, begin + rows) of a panel of the output, which in y begin at
+// its first; kFull says that the panel has no unused columns.
 template <bool kFull>
 void write_output(const MlpLayer& layer, const float* tile, int64_t begin, int64_t rows,
                   int64_t panel, MlpOutside y) {
@@ -48,11 +57,14 @@ void write_output(const MlpLayer& layer, const float* tile, int64_t begin, int64
   if (to) to += begin * stride + panel * (kPanel / kUnit);
   uint32_t* bits = layer.active ? layer.active + panel * layer.batch + begin : nullptr;
   float* out = y.values;
-  if (out) out += begin * y.row_stride + panel * kPanel;
+  if (out) out += panel * kPanel;
+  const float* input_scale = layer.input_scale ? layer.input_scale + begin : nullptr;
   for (int64_t i = 0; i < rows; ++i) {
     const Columns sum = load_columns(tile + i * kPanel, kPanel);
-    const Columns value = cut({activate(sum.low, scale.low, shift.low, floor),
-                               activate(sum.high, scale.high, shift.high, floor)},
+    Columns factor = scale;
+    if (input_scale) factor = {input_scale[i] * scale.low, input_scale[i] * scale.high};
+    const Columns value = cut({activate(sum.low, factor.low, shift.low, floor),
+                               activate(sum.high, factor.high, shift.high, floor)},
                               columns);
     if (to) store_units(to + i * stride, value.low, value.high);
     if (bits) bits[i] = active(value);
@@ -66,8 +78,9 @@ void forward(const MlpLayer& layer, int64_t begin, int64_t end, MlpOutside y) {
           layer.forward_panels, layer.outputs,
           [&](const float* tile, int64_t row, int64_t rows, int64_t panel) {
             const bool full = layer.outputs - panel * kPanel >= kPanel;
+            const MlpOutside to{y.values ? y.values + row * y.row_stride : nullptr, y.row_stride};
             (full ? write_output<true> : write_output<false>)(layer, tile, begin + row, rows,
-                                                              panel, y);
+                                                              panel, to);
           });
 }
 
@@ -81,6 +94,7 @@ void write_gradient(const MlpLayer& layer, MlpOutside from, int64_t begin, int64
   const MlpMatrix to = layer.gradient;
   const MlpPairs pairs = layer.gradient_pairs;
   const uint32_t* bits = layer.relu ? layer.active + panel * layer.batch + begin : nullptr;
+  const float* input_scale = layer.input_scale ? layer.input_scale + begin : nullptr;
   uint32_t* scaled = to.rows ? to.rows + inside * to.row_stride + at : nullptr;
   float* sums = layer.bias_parts + (part.number * panels_of(layer.outputs) + panel) * kPanel;
   Columns sum = load_columns(sums, kPanel);
@@ -89,18 +103,17 @@ void write_gradient(const MlpLayer& layer, MlpOutside from, int64_t begin, int64
     if (bits) value = keep(value, bits[i]);
     sum = {sum.low + value.low, sum.high + value.high};
     if (scaled) {
-      store_units(scaled + i * to.row_stride, scale.low * value.low, scale.high * value.high);
+      const Columns times =
+          kUnit == 2 ? Columns{scale.low * value.low, scale.high * value.high} : value;
+      store_units(scaled + i * to.row_stride, times.low, times.high);
     }
+    if (input_scale) value = {input_scale[i] * value.low, input_scale[i] * value.high};
     return value;
   };
-  if constexpr (kUnit == 1) {
-    for (int64_t i = 0; i < rows; ++i) read(i);
-  } else {
-    uint32_t* out = pairs.units + panel * pairs.panel_stride + inside / 2 * pairs.pair_stride;
-    for (int64_t i = 0; i < rows; i += 2, out += pairs.pair_stride) {
-      const Columns even = read(i);
-      pair_rows(even, i + 1 < rows ? read(i + 1) : Columns{}, out);
-    }
+  uint32_t* out = pairs.units + panel * pairs.panel_stride + inside / kUnit * kPanel;
+  for (int64_t i = 0; i < rows; i += kUnit, out += kPanel) {
+    const Columns even = read(i);
+    pair_rows(even, kUnit == 2 && i + 1 < rows ? read(i + 1) : Columns{}, out);
   }
   store(sums, sum.low);
   store(sums + kLanes, sum.high);
@@ -181,7 +194,7 @@ void weight_gradient(const MlpLayer& layer, int64_t panel, int64_t first, int64_
         __builtin_prefetch(at + kLanes, 1);
         __builtin_prefetch(at + kPanel - 1, 1);
       }
-      multiply_for(rows, columns)(units_of(end - begin), a + row, 1, left.pair_stride, block,
+      multiply_for(rows, columns)(units_of(end - begin), a + row, 1, kPanel, block,
                                   kPanel, direct ? to : tile, direct ? layer.inputs : kPanel);
       for (int64_t i = 0; !direct && i < rows; ++i, to += layer.inputs) {
         Columns sum = load_columns(tile + i * kPanel, columns);

@@ -30,6 +30,10 @@ inline F32 quantized(F32 weight, F32 scale, F32 largest) {
   return min(largest, max(-largest - all(1.0f), code)) + F32{};
 }
 
+inline float scale_of(float largest_magnitude, float largest_code) {
+  return (1e-8f > largest_magnitude ? 1e-8f : largest_magnitude) / largest_code;
+}
+
 // Exchanges the blocks of D x D off the diagonal of every 2D x 2D block.
 template <int D>
 inline void exchange(U32 (&m)[kLanes]) {
@@ -60,16 +64,17 @@ void pack(const MlpLayer& layer, int64_t block, bool training) {
   const int64_t rows = smaller(kLanes, layer.outputs - first);
   const bool quantize = layer.largest_code != 0.0f;
   const F32 largest = all(layer.largest_code);
+  // Codes are exact in bfloat16, and so are their products with integers in FP32: there the
+  // product takes them as they are. Otherwise it takes scale * code.
+  const bool forward_codes = kUnit == 2 || layer.integer_input;
   float scales[kLanes];
   for (int64_t i = 0; i < kLanes; ++i) {
     scales[i] = 1.0f;
     if (quantize && i < rows) {
-      const float found =
-          largest_magnitude(layer.weight + (first + i) * layer.inputs, layer.inputs);
-      scales[i] = (1e-8f > found ? 1e-8f : found) / layer.largest_code;
+      const float* row = layer.weight + (first + i) * layer.inputs;
+      scales[i] = scale_of(largest_magnitude(row, layer.inputs), layer.largest_code);
     }
-    // Codes are exact in 8 bits of mantissa: the product takes them as they are.
-    layer.scale[first + i] = kUnit == 2 ? scales[i] : 1.0f;
+    layer.scale[first + i] = forward_codes ? scales[i] : 1.0f;
     layer.shift[first + i] = i < rows ? layer.bias[first + i] : 0.0f;
   }
   const int64_t input_units = units_of(layer.inputs);
@@ -82,9 +87,10 @@ void pack(const MlpLayer& layer, int64_t block, bool training) {
     Columns even{};
     for (int64_t i = 0; i < kLanes; ++i) {
       Columns value{};
+      F32 down{};  // what backward multiplies with, if that is not a pair of rows of value
       if (i < rows) {
         const float* from = layer.weight + (first + i) * layer.inputs + column;
-        value.low = load_part(from, count);
+        value.low = down = load_part(from, count);
         if constexpr (kUnit == 2) value.high = load_part(from + kLanes, count - kLanes);
         if (quantize) {
           const F32 scale = all(scales[i]);
@@ -92,7 +98,8 @@ void pack(const MlpLayer& layer, int64_t block, bool training) {
           if constexpr (kUnit == 2) {
             value.high = quantized(value.high, scale, largest);
           } else {
-            value.low = scale * value.low;
+            down = scale * value.low;
+            if (!forward_codes) value.low = down;
           }
         }
       }
@@ -101,7 +108,7 @@ void pack(const MlpLayer& layer, int64_t block, bool training) {
       uint32_t* to = layer.backward_panels + column / kPanel * output_units * kPanel +
                      (first + i) / kUnit * kPanel + column % kPanel;
       if constexpr (kUnit == 1) {
-        if (i < rows) store_vector(to, units[i]);
+        if (i < rows) store_vector(to, U32(down));
       } else if (i % 2 == 0) {
         even = value;
       } else if (i - 1 < rows) {

@@ -1,4 +1,5 @@
-// Consecutive arrays in one piece of memory, each on a cache line of its own, and parts of layers.
+// Memory for the stacks: consecutive arrays in one piece, each on a cache line of its own; and
+// parts of layers.
 #pragma once
 
 #include <cstddef>
@@ -46,5 +47,11 @@ inline LayerPart find_part(int64_t position, const std::vector<int64_t>& counts)
   while (position >= counts[layer]) position -= counts[layer++];
   return {layer, position};
 }
+
+// To be released with std::free. Throws std::bad_alloc.
+char* allocate_lines(int64_t bytes);
+
+// Memory that the calling thread keeps from one call to the next.
+char* scratch(int64_t bytes);
 
 }  // namespace dqrm

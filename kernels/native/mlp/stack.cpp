@@ -48,6 +48,7 @@ int64_t MlpStack::place(char* base, int64_t batch, bool training,
     to.inputs = from.inputs;
     to.outputs = from.outputs;
     to.largest_code = from.bits == 32 ? 0.0f : float((1 << (from.bits - 1)) - 1);
+    to.integer_input = from.activation_bits != 32;
     to.relu = from.relu;
     to.weight = from.weight;
     to.bias = from.bias;
@@ -57,6 +58,7 @@ int64_t MlpStack::place(char* base, int64_t batch, bool training,
     to.forward_panels = pieces.take<uint32_t>(ceil_div(from.inputs, unit) * outputs_padded);
     to.scale = pieces.take<float>(outputs_padded);
     to.shift = pieces.take<float>(outputs_padded);
+    to.input_scale = to.integer_input ? pieces.take<float>(batch) : nullptr;
     to.input = matrix(batch, from.inputs);
     to.output = {};
     to.active = nullptr;
@@ -66,16 +68,15 @@ int64_t MlpStack::place(char* base, int64_t batch, bool training,
     to.active = from.relu ? pieces.take<uint32_t>(panels(from.outputs) * batch) : nullptr;
     to.batch = batch;
     to.gradient = matrix(held, from.outputs);
-    if (unit == 1) {
-      to.gradient_pairs = {to.gradient.rows, panel, to.gradient.row_stride};
-    } else {
-      // Panels a power of two apart would share a few cache sets.
-      const int64_t stride = pairs * panel + kLineBytes / 4 * 13;
-      to.gradient_pairs = {pieces.take<uint32_t>(panels(from.outputs) * stride), stride, panel};
-    }
+    // Panels a power of two apart would share a few cache sets.
+    const int64_t stride = pairs * panel + kLineBytes / 4 * 13;
+    to.gradient_pairs = {pieces.take<uint32_t>(panels(from.outputs) * stride), stride};
     to.bias_parts = pieces.take<float>(ceil_div(batch, rows_of_part(batch)) * outputs_padded);
   }
-  for (size_t i = 0; i + 1 < arrays_.size(); ++i) (*layers)[i].output = (*layers)[i + 1].input;
+  for (size_t i = 0; i + 1 < arrays_.size(); ++i) {
+    const MlpLayer& next = (*layers)[i + 1];
+    if (!next.integer_input) (*layers)[i].output = next.input;
+  }
   return pieces.used();
 }
 
@@ -100,15 +101,36 @@ void MlpStack::forward(MlpOutside x, int64_t batch, MlpOutside y, void* workspac
   };
   parallel_for(threads, all_blocks, pack);
 
-  const int64_t step = rows_of_part(batch);
-  auto run = [&](int64_t part) {
-    const int64_t begin = part * step, end = std::min(begin + step, batch);
-    loops_->take_input(layers.front(), x, begin, end);
-    for (const MlpLayer& layer : layers) {
-      loops_->forward(layer, begin, end, &layer == &layers.back() ? y : MlpOutside{});
+  // Values on their way to an integer layer, which must know a row's largest first.
+  int64_t widest = 0;
+  for (size_t i = 1; i < layers.size(); ++i) {
+    if (layers[i].integer_input) widest = std::max(widest, layers[i].inputs);
+  }
+  const int64_t step = rows_of_part(batch), parts = ceil_div(batch, step);
+  const int64_t workers = std::min<int64_t>(threads, parts);
+  const int64_t row = ceil_div(widest, kLineBytes) * kLineBytes;
+  const int64_t values_bytes = step * row * int64_t(sizeof(float));
+  char* values = scratch(workers * values_bytes);
+  // A worker has values of its own, and every `workers`-th part.
+  auto work = [&](int64_t worker) {
+    const MlpOutside between{reinterpret_cast<float*>(values + worker * values_bytes), row};
+    for (int64_t begin = worker * step; begin < batch; begin += workers * step) {
+      const int64_t end = std::min(begin + step, batch);
+      loops_->take_input(layers[0], {x.values + begin * x.row_stride, x.row_stride}, begin, end);
+      for (size_t i = 0; i < layers.size(); ++i) {
+        if (i + 1 == layers.size()) {
+          loops_->forward(layers[i], begin, end,
+                          {y.values + begin * y.row_stride, y.row_stride});
+        } else if (layers[i + 1].integer_input) {
+          loops_->forward(layers[i], begin, end, between);
+          loops_->take_input(layers[i + 1], between, begin, end);
+        } else {
+          loops_->forward(layers[i], begin, end, {});
+        }
+      }
     }
   };
-  parallel_for(threads, ceil_div(batch, step), run);
+  parallel_for(threads, workers, work);
 }
 
 void MlpStack::backward(MlpOutside grad_y, int64_t batch, MlpOutside grad_x, void* workspace,
@@ -123,7 +145,7 @@ void MlpStack::backward(MlpOutside grad_y, int64_t batch, MlpOutside grad_x, voi
     return;
   }
   // Nobody multiplies with the scaled gradient of the first layer.
-  if (loops_->unit == 2 && !grad_x.values) layers.front().gradient.rows = nullptr;
+  if (!grad_x.values) layers.front().gradient.rows = nullptr;
   const int64_t step = rows_of_part(batch);
   const int64_t block_rows = rows_of_block(batch);
   for (int64_t block = 0; block < batch; block += block_rows) {

@@ -19,6 +19,7 @@ struct MlpLayerArrays {
   const float* bias;
   float* weight_gradient;
   float* bias_gradient;
+  int activation_bits = 32;  // 8: the input is quantized row by row; 32: it is not
 };
 
 // Holds no memory of its own: activations and packed weights lie in a workspace of the caller's,

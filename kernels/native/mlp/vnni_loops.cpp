@@ -1,5 +1,5 @@
 // Integer layers with codes of 8 bits, for processors with AVX512-VNNI. Its instruction takes
-// inputs without a sign: 128 is added to them and, times the sum of the weights, taken off the sums.
+// inputs without a sign: 128 is added to them and, times the sum of the weights, taken off again.
 #include <immintrin.h>
 
 #include <utility>
