@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from dqrm.kernels import huge_pages
+from dqrm.kernels.code_layout import packed_dtype
 from dqrm.kernels.rounding import random_bits_reference, round_to_bfloat16_reference, step_key
 from dqrm.kernels.row_codes import (
-    read_codes_reference,
+    STEP_BYTES,
     read_rows_reference,
     read_steps_reference,
     row_bytes,
@@ -154,18 +155,18 @@ class CodeRows(RoundedRows):
 
     def read(self, rows: Tensor) -> Tensor:
         """Return the values of some rows."""
-        return read_rows_reference(self.tensor[rows], self.bits, self.dim)
+        return read_rows_reference(self.tensor.index_select(0, rows), self.bits, self.dim)
 
     def write(self, rows: Tensor, values: Tensor) -> None:
         """Make some rows hold ``values``, rounded to multiples of their steps."""
-        steps = read_steps_reference(self.tensor[rows])
+        steps = read_steps_reference(self.tensor.index_select(0, rows))
         random = self.random(rows, 0, self.dim)
         self.tensor[rows] = write_rows_reference(values, steps, random, self.bits)
 
-    def codes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the codes (float32 [U, D]) and steps (float32 [U]) of some rows."""
-        encoded = self.tensor[rows]
-        codes = read_codes_reference(encoded, self.bits, self.dim)
+    def packed(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the packed codes and the steps (float32 [U]) of some rows."""
+        encoded = self.tensor.index_select(0, rows)
+        codes = encoded[:, STEP_BYTES:].contiguous().view(packed_dtype(self.bits))
         return codes, read_steps_reference(encoded)
 
 

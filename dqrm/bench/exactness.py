@@ -17,7 +17,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from dqrm.compress import grids
 from dqrm.kernels.cpu import ISA_VARIABLE, available_levels, isa_level
 from dqrm.models.embedding import EmbeddingBagCollection, Table
 from dqrm.serving.packed import PackedEmbeddingBags
@@ -77,12 +76,12 @@ def packed_twin(collection: EmbeddingBagCollection) -> PackedEmbeddingBags:
         zip(collection.tables, collection.table_rows(), strict=True)
     ):
         if table.bits == 32:
-            codes.append(rows.clone())
+            codes.append(rows.to(torch.float32, copy=True))
             scales.append(None)
             continue
-        its_codes, scale = collection.codes(number)
-        codes.append(grids.pack(its_codes, table.bits))
-        scales.append(scale.clone())
+        its_codes, scale = collection.packed(number)
+        codes.append(its_codes)
+        scales.append(scale)
     return PackedEmbeddingBags(
         collection.tables, codes, scales, collection.embedding_dim, collection.pooling
     )

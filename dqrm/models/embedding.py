@@ -4,7 +4,7 @@ Symbols: B rows in the batch, T tables, N looked-up ids, D embedding_dim, R rows
 U distinct rows among the looked-up ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,9 @@ from dqrm.kernels.embedding_ops import embedding_lookup
 from dqrm.kernels.embedding_reference import TableBatchReference
 from dqrm.kernels.row_storage import CodeRows, RoundedRows, StorageKind, make_storage
 from dqrm.kernels.tables import RowGradient, TableLayout, merge_rows
+
+ROWS_AT_ONCE = 1 << 16
+"""Rows drawn or packed at a time, a few megabytes in float32."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +129,7 @@ class EmbeddingBagCollection(nn.Module):
         for table, start in zip(self.tables, self.table_start.tolist(), strict=True):
             bound = table.num_rows**-0.5
             # By blocks: a table that is kept in few bits never exists in FP32.
-            end = start + table.num_rows
-            for begin in range(start, end, 1 << 16):
-                rows = torch.arange(begin, min(begin + (1 << 16), end))
+            for rows in _blocks(start, table.num_rows):
                 values = torch.empty(rows.numel(), self.embedding_dim).uniform_(-bound, bound)
                 self.kernel.write_rows(rows, values)
         self.refresh_scales()
@@ -239,18 +240,33 @@ class EmbeddingBagCollection(nn.Module):
         # Gradients of two backwards lie one after the other.
         return RowGradient(rows, values) if gradient.is_coalesced() else merge_rows(rows, values)
 
+    def packed(self, table: int) -> tuple[Tensor, Tensor]:
+        """Return one quantized table as it is exported.
+
+        Codes are packed by blocks of rows: no copy of the table in float32 is made.
+
+        Returns:
+            Packed codes (see ``grids.pack``) and scales (float32 [1] or [rows]).
+        """
+        start, bits = int(self.table_start[table]), self.tables[table].bits
+        blocks, scales = [], []
+        for rows in _blocks(start, self.tables[table].num_rows):
+            if isinstance(self.storage, CodeRows):
+                codes, scale = self.storage.packed(rows)
+            else:
+                values = self.storage.read(rows)
+                by_row = self.row_scale(values, torch.full((len(values),), table))
+                codes = grids.pack(grids.quantize(values, by_row, self.largest[table]), bits)
+                scale = by_row[:, 0]
+            blocks.append(codes)
+            scales.append(scale)
+        of_table = self.table_scale[table : table + 1].clone()
+        return torch.cat(blocks), of_table if self.granularity == "table" else torch.cat(scales)
+
     def codes(self, table: int) -> tuple[Tensor, Tensor]:
         """Return one table's codes (float32 [rows, D]) and scales (float32 [1] or [rows])."""
-        start = int(self.table_start[table])
-        rows = torch.arange(start, start + self.tables[table].num_rows)
-        if isinstance(self.storage, CodeRows):
-            return self.storage.codes(rows)
-        values = self.storage.read(rows)
-        scale = self.row_scale(values, torch.full((len(values),), table))
-        codes = grids.quantize(values, scale, self.largest[table])
-        return codes, self.table_scale[table : table + 1] if self.granularity == "table" else scale[
-            :, 0
-        ]
+        packed, scale = self.packed(table)
+        return grids.unpack(packed, self.tables[table].bits, self.embedding_dim), scale
 
     def extra_repr(self) -> str:
         """Return what repr() adds to the class name."""
@@ -259,3 +275,9 @@ class EmbeddingBagCollection(nn.Module):
             f"{len(self.tables)} tables, {self.num_rows} rows in {self.weight.dtype}, "
             f"embedding_dim={self.embedding_dim}, bits={bits}, granularity={self.granularity}"
         )
+
+
+def _blocks(start: int, count: int) -> Iterator[Tensor]:
+    """Yield the numbers of ``count`` rows from ``start`` on, int64, some at a time."""
+    for begin in range(start, start + count, ROWS_AT_ONCE):
+        yield torch.arange(begin, min(begin + ROWS_AT_ONCE, start + count))

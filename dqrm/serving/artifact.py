@@ -152,9 +152,9 @@ def _pack_tables(collection: EmbeddingBagCollection) -> dict[str, Tensor]:
         if table.bits == 32:
             tensors[f"emb_l.{table.name}.codes"] = rows.to(torch.float32, copy=True)
             continue
-        codes, scale = collection.codes(number)
-        tensors[f"emb_l.{table.name}.codes"] = grids.pack(codes, table.bits)
-        tensors[f"emb_l.{table.name}.scale"] = scale.clone()
+        codes, scale = collection.packed(number)
+        tensors[f"emb_l.{table.name}.codes"] = codes
+        tensors[f"emb_l.{table.name}.scale"] = scale
     return tensors
 
 

@@ -78,8 +78,14 @@ class Checkpoint:
         return self.path.parent.parent
 
     def load_model(self, model: DLRM) -> None:
-        """Put the parameters into ``model``; shapes must agree."""
+        """Put the parameters into ``model``; shapes and types must agree."""
         tensors = _load_tensors(self.path / "model.safetensors")
+        for name, own in model.state_dict().items():
+            if name in tensors and tensors[name].dtype != own.dtype:
+                raise ValueError(
+                    f"{self.path} does not fit the model: {name} holds {tensors[name].dtype}, "
+                    f"the model {own.dtype}; was quant.storage another?"
+                )
         try:
             model.load_state_dict(tensors)
         except RuntimeError as error:

@@ -137,6 +137,16 @@ def test_bf16_rows_are_fake_quantized_with_exact_scales():
     assert torch.allclose(codes, codes.round(), atol=1e-5)
 
 
+def test_packing_by_blocks_equals_packing_at_once(monkeypatch):
+    for storage in QUANT:
+        model, _ = setup(storage)
+        whole = model.emb_l.packed(1)
+        monkeypatch.setattr("dqrm.models.embedding.ROWS_AT_ONCE", 999)
+        for left, right in zip(whole, model.emb_l.packed(1), strict=True):
+            assert torch.equal(left, right)
+        monkeypatch.undo()
+
+
 @pytest.mark.parametrize("storage", LOW)
 def test_gradients_are_clipped(storage):
     model, optimizer = setup(storage, name="sgd", lr=1.0, clip_norm=1e-20)

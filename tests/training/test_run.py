@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from dqrm.config import RunConfig
 from dqrm.data.dataset import PreparedDataset
 from dqrm.tracking.config import TrackingConfig
+from dqrm.training.build import build_model
 from dqrm.training.checkpoint import list_checkpoints, read_checkpoint
 from dqrm.training.run import train
 from dqrm.training.saved import evaluate_saved
@@ -291,3 +292,12 @@ def test_int8_trains(clicks_data, tmp_path):
 def test_int8_is_refused_where_it_cannot_be(clicks_data, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         run(clicks_data, tmp_path, **{"model": INT8_NETWORK, "train__precision": "int8", **changes})
+
+
+def test_a_checkpoint_of_another_storage_is_refused(whole, clicks_data):
+    newest = read_checkpoint(list_checkpoints(whole.run_dir / "checkpoints")[-1])
+    changed = settings(clicks_data, "unused", quant={"storage": "bf16"})
+    model = build_model(RunConfig.model_validate(changed), PreparedDataset.open(clicks_data))
+    message = r"emb_l.weight holds torch.float32, the model torch.bfloat16; was quant.storage"
+    with pytest.raises(ValueError, match=message):
+        newest.load_model(model)
