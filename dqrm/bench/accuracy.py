@@ -67,13 +67,15 @@ def compare_accuracy(config: RunConfig, seeds: Sequence[int], recipe: str | None
         raise ValueError(f"{dataset.path}: no test split to compare on")
     if config.quant.bits == 32:
         raise ValueError("quant.bits=32: give the low-bit recipe; FP32 is trained beside it")
-    full = _change(config, "quant", {"bits": 32, "mlp_bits": 32, "table_bits": {}})
-    after = _change(config, "quant", {"granularity": "row", "scale_period": 0})
+    in_full = {"bits": 32, "mlp_bits": 32, "table_bits": {}, "storage": "fp32"}
+    full = _change(config, "quant", in_full)
+    after = _change(config, "quant", {"granularity": "row", "scale_period": 0, "storage": "fp32"})
     bits = f"INT{config.quant.bits}"
+    trained = bits if config.quant.storage == "fp32" else f"{bits}-{config.quant.storage}-rows"
     arms = [
         Arm("FP32", sizes_of(full, dataset).packed_bytes),
         Arm(f"FP32, then {bits} by row", sizes_of(after, dataset).packed_bytes),
-        Arm(bits, sizes_of(config, dataset).packed_bytes),
+        Arm(trained, sizes_of(config, dataset).packed_bytes),
     ]
     for seed in seeds:
         result = _train(full, seed, recipe, arms[0], dataset)
