@@ -17,7 +17,7 @@ from dqrm.comm.backends import probe_ipex
 from dqrm.config import RunConfig
 from dqrm.data.batch import Batch
 from dqrm.models.dlrm import DLRM
-from dqrm.training.optimizer import Optimizer, rate_factor
+from dqrm.training.optimizer import Optimizer, dense_optimizer, rate_factor
 
 
 def check_ipex(config: RunConfig) -> None:
@@ -39,7 +39,6 @@ def check_ipex(config: RunConfig) -> None:
     optim = config.optim
     for key, value, wanted, reason in (
         ("quant.mlp_bits", config.quant.mlp_bits, 32, "it replaces plain linear layers only"),
-        ("optim.name", optim.name, "sgd", "it keeps other optimizers' state in its own layout"),
         ("optim.weight_decay", optim.weight_decay, 0.0, "its weights are split in two halves"),
         ("optim.clip_norm", optim.clip_norm, None, "its gradients are in bfloat16"),
     ):
@@ -53,7 +52,7 @@ class IpexStep:
 
     Args:
         model: to train; its MLPs are copied, and follow when it is evaluated or saved.
-        optimizer: of that model, with SGD.
+        optimizer: of that model; the state of its dense part follows likewise.
         bf16: bfloat16 autocast, and weights split into a bfloat16 and a rest.
     """
 
@@ -63,10 +62,15 @@ class IpexStep:
         self.bf16 = bf16
         parts = (model.bot_l, model.interaction, model.top_l)
         dense = _Dense(*(copy.deepcopy(part) for part in parts)).train()
-        sgd = torch.optim.SGD(dense.parameters(), lr=optimizer.config.lr)
         dtype = torch.bfloat16 if bf16 else torch.float32
-        self._dense, self._sgd = ipex.optimize(dense, optimizer=sgd, dtype=dtype, inplace=True)
+        self._dense, self._inner = ipex.optimize(
+            dense,
+            optimizer=dense_optimizer(list(dense.parameters()), optimizer.config, fused=False),
+            dtype=dtype,
+            inplace=True,
+        )
         self._targets = dict(_Dense(*parts).named_parameters())
+        self._load_state()
         self._ahead = False
         model.register_forward_pre_hook(lambda *_: self._write_back())
         hooked: Any = model
@@ -80,30 +84,42 @@ class IpexStep:
         pooled = torch.empty(batch.label.numel(), len(collection.tables), collection.embedding_dim)
         collection.lookup(batch.indices, batch.offsets, pooled)
         pooled.requires_grad_()
-        self._sgd.zero_grad(set_to_none=True)
+        self._inner.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16):
             logits = self._dense(batch.dense, pooled)
         loss = functional.binary_cross_entropy_with_logits(logits.float(), batch.label)
         value = check_loss(loss.item(), step)
         loss.backward()  # type: ignore[no-untyped-call]
         factor = rate_factor(step, config)
-        for group in self._sgd.param_groups:
+        for group in self._inner.param_groups:
             group["lr"] = config.lr * factor
-        self._sgd.step()
+        self._inner.step()
         self._ahead = True
         assert pooled.grad is not None
         rate = (config.embedding_lr or config.lr) * factor
         self.optimizer.rows.update(batch.indices, batch.offsets, pooled.grad, rate)
         return value
 
+    def _load_state(self) -> None:
+        """Go on with the state of a checkpoint, if one was loaded."""
+        outer = self.optimizer.dense.state
+        state = [copy.deepcopy(outer.get(parameter, {})) for parameter in self._targets.values()]
+        if any(state):
+            whole = self._inner.state_dict()
+            whole["state"] = dict(enumerate(state))
+            self._inner.load_state_dict(whole)
+
     @torch.no_grad()
     def _write_back(self) -> None:
-        """Copy the trained parameters, joined to FP32, into the model."""
-        if self._ahead:
-            self._ahead = False
-            trained = self._dense.state_dict()
-            for name, parameter in self._targets.items():
-                parameter.copy_(trained[name])
+        """Copy the trained parameters, joined to FP32, and their state to where others look."""
+        if not self._ahead:
+            return
+        self._ahead = False
+        trained, state = self._dense.state_dict(), self._inner.state_dict()["state"]
+        for number, (name, parameter) in enumerate(self._targets.items()):
+            parameter.copy_(trained[name])
+            if number in state:
+                self.optimizer.dense.state[parameter] = copy.deepcopy(state[number])
 
 
 class _Dense(nn.Module):

@@ -26,7 +26,7 @@ def test_without_the_extension_it_is_refused_before_anything_is_done(tmp_path):
 
 @pytest.mark.parametrize(
     "override",
-    ["quant.mlp_bits=4", "optim.name=adam", "optim.weight_decay=0.1", "optim.clip_norm=1"],
+    ["quant.mlp_bits=4", "optim.weight_decay=0.1", "optim.clip_norm=1"],
 )
 def test_settings_that_are_not_for_it_are_refused(monkeypatch, override):
     monkeypatch.setattr("dqrm.training.ipex.probe_ipex", _Usable)
@@ -41,14 +41,13 @@ class _Usable:
 
 @pytest.mark.skipif(not here, reason="needs an environment with torch 2.8 and the extension")
 @pytest.mark.parametrize("bf16", [False, True])
-def test_it_learns_as_the_default_does_and_resumes_exactly(clicks_data, tmp_path, bf16):
+@pytest.mark.parametrize("rule", ["optim.name=sgd", "optim.name=adagrad", "optim.name=adam"])
+def test_it_learns_as_the_default_does_and_resumes_exactly(clicks_data, tmp_path, bf16, rule):
     def run(name, *overrides, **options):
         settings = [f"output={tmp_path}", f"name={name}", f"data.path={clicks_data}"]
-        settings += [
-            "data.batch_size=256",
-            "train.threads=1",
-            f"train.precision={'bf16' if bf16 else 'fp32'}",
-        ]
+        settings += ["data.batch_size=256", "train.threads=1"]
+        settings += [f"train.precision={'bf16' if bf16 else 'fp32'}"]
+        settings += [rule] if rule == "optim.name=sgd" else [rule, "optim.lr=0.01"]
         return train(config(*settings, *overrides), **options)
 
     whole = run("whole", "train.epochs=2")
