@@ -45,7 +45,7 @@ def random_bits_reference(key: int, rows: Tensor, first: int, count: int) -> Ten
         count: elements of a row.
     """
     row_key = _mix32((rows & _MASK32) ^ (key & _MASK32))
-    row_key = _mix32(row_key ^ (rows >> 32) ^ (key >> 32))
+    row_key = _mix32(row_key ^ (rows >> 32 & _MASK32) ^ (key >> 32))
     elements = torch.arange(first, first + count) * _GOLDEN32
     return _mix32((row_key.unsqueeze(1) + elements) & _MASK32)
 

@@ -217,7 +217,8 @@ def bytes_of(name: str, tensor: Tensor, count: int, dtypes: tuple[torch.dtype, .
     got = tensor.numel() * tensor.element_size()
     if got != count:
         raise ValueError(f"{name}: must have {count} bytes, has {got}")
-    return tensor.view(-1).view(torch.uint8)
+    # A single element is contiguous whatever its stride, which view() would keep and then refuse.
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
 
 
 def _payload(

@@ -162,7 +162,7 @@ def decode_reference(
     whole = count // dim
     at = whole * code_bytes(dim, bits)
     decoded = dequantize_rows_reference(
-        codes[:at].view(whole, -1), scale[:whole], dim, bits=bits, alpha=alpha
+        codes[:at].view(whole, code_bytes(dim, bits)), scale[:whole], dim, bits=bits, alpha=alpha
     ).view(-1)
     if count > whole * dim:
         rest = dequantize_rows_reference(

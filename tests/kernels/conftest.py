@@ -1,9 +1,15 @@
 """Shared by the kernel tests: exact comparison of native and plain results at every level."""
 
 import dataclasses
+import itertools
+import multiprocessing
 import os
+import random
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +84,66 @@ def parse_checked(each_level: Callable[[], Iterator[str]]) -> Callable[..., Pars
         return expected
 
     return check
+
+
+# Fuzzing: cases are made by a function of a random generator that asserts what must hold.
+Case = Callable[[random.Random], None]
+FUZZ_SEEDS = 250
+FUZZ_VARIABLE = "DQRM_FUZZ_SECONDS"
+
+
+def _fuzz_seeds() -> Iterator[int]:
+    """The fixed seeds, then further ones for as long as the variable says."""
+    end = time.monotonic() + float(os.environ.get(FUZZ_VARIABLE, 0))
+    for seed in itertools.count():
+        if seed >= FUZZ_SEEDS and time.monotonic() >= end:
+            return
+        yield seed
+
+
+def _fuzz(case: Case, report: Connection) -> None:
+    """Send seed and level of every case before it runs, and what went wrong with the last."""
+    import torch
+
+    # Threads of torch's pool did not come along into this process.
+    torch.set_num_threads(1)
+    levels = available_levels()
+    for seed in _fuzz_seeds():
+        level = os.environ[ISA_VARIABLE] = levels[seed % len(levels)]
+        report.send((f"seed {seed} at {level}", None))
+        torch.manual_seed(seed)
+        try:
+            case(random.Random(seed))
+        except BaseException:
+            report.send((f"seed {seed} at {level}", traceback.format_exc()))
+            return
+    report.send(None)
+
+
+@pytest.fixture
+def fuzz() -> Callable[[Case], None]:
+    """Runs a case with many seeds in a child process, so that a crash is a failed test.
+
+    The levels take turns. Seeds are fixed; DQRM_FUZZ_SECONDS=600 goes on with further ones for that
+    long.
+    """
+    if not available_levels():
+        pytest.skip("the compiled kernels are not installed")
+
+    def run(case: Case) -> None:
+        fork = multiprocessing.get_context("fork")
+        receiver, sender = fork.Pipe(duplex=False)
+        process = fork.Process(target=_fuzz, args=(case, sender))
+        process.start()
+        sender.close()
+        at, wrong = "before the first seed", None
+        try:
+            while wrong is None and (message := receiver.recv()) is not None:
+                at, wrong = message
+        except EOFError:
+            process.join()
+            pytest.fail(f"{at}: the process ended with {process.exitcode}")
+        process.join()
+        assert wrong is None, f"{at}:\n{wrong}"
+
+    return run

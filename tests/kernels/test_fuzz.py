@@ -1,18 +1,13 @@
 """Random and malformed batches into every native entry point of the embedding tables.
 
 Each call must either be refused with an error people can act on, nothing written, or give what the
-plain twin gives. Cases run in a child process, so that a crash is a failed test that names its
-seed. Seeds are fixed; DQRM_FUZZ_SECONDS=600 goes on through further seeds for that long.
+plain twin gives.
 """
 
 import itertools
 import math
-import multiprocessing
-import os
 import random
-import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
@@ -20,7 +15,6 @@ import torch
 from torch import Tensor
 
 from dqrm.kernels.code_layout import pack
-from dqrm.kernels.cpu import ISA_VARIABLE, available_levels
 from dqrm.kernels.embedding import TableBatch
 from dqrm.kernels.embedding_reference import TableBatchReference
 from dqrm.kernels.packed import PackedTables
@@ -28,11 +22,7 @@ from dqrm.kernels.row_storage import RowStorage, make_storage
 from dqrm.kernels.rules import RowRule
 from dqrm.kernels.tables import TableLayout
 
-SEEDS = 250
-"""Cases of each entry point; about a second."""
-
 REFUSED = (ValueError, IndexError, TypeError)
-Case = Callable[[random.Random], None]
 
 
 def tensors_alike(left: Tensor, right: Tensor) -> bool:
@@ -41,7 +31,11 @@ def tensors_alike(left: Tensor, right: Tensor) -> bool:
         return False
     if left.is_floating_point():
         left, right = (torch.where(side.isnan(), math.nan, side) for side in (left, right))
-    return torch.equal(*(side.reshape(-1).clone().view(torch.uint8) for side in (left, right)))
+    return torch.equal(*(_bytes(side) for side in (left, right)))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 class Batch:
@@ -352,7 +346,7 @@ def fuzz_rows_changed(rng: random.Random) -> None:
     )
 
 
-ENTRIES: dict[str, Case] = {
+ENTRIES = {
     "packed": fuzz_packed,
     "lookup": fuzz_lookup,
     "row_gradient": fuzz_row_gradient,
@@ -362,47 +356,6 @@ ENTRIES: dict[str, Case] = {
 }
 
 
-def seeds_of(entries: int) -> Iterator[int]:
-    """The fixed seeds, then further ones while this entry point's share of the time lasts."""
-    end = time.monotonic() + float(os.environ.get("DQRM_FUZZ_SECONDS", 0)) / entries
-    for seed in itertools.count():
-        if seed >= SEEDS and time.monotonic() >= end:
-            return
-        yield seed
-
-
-def child(case: Case, report: "multiprocessing.connection.Connection") -> None:
-    """Run all cases, saying before each what it is and at the end what went wrong."""
-    # Threads of torch's pool did not come along into this process.
-    torch.set_num_threads(1)
-    levels = available_levels()
-    for seed in seeds_of(len(ENTRIES)):
-        level = os.environ[ISA_VARIABLE] = levels[seed % len(levels)]
-        report.send((seed, level, None))
-        torch.manual_seed(seed)
-        try:
-            case(random.Random(seed))
-        except BaseException:
-            report.send((seed, level, traceback.format_exc()))
-            return
-    report.send((None, None, None))
-
-
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_no_batch_crashes_or_writes_what_it_should_not(entry: str) -> None:
-    if not available_levels():
-        pytest.skip("the compiled kernels are not installed")
-    fork = multiprocessing.get_context("fork")
-    receiver, sender = fork.Pipe(duplex=False)
-    process = fork.Process(target=child, args=(ENTRIES[entry], sender))
-    process.start()
-    sender.close()
-    last: tuple[int | None, str | None, str | None] = (-1, None, None)
-    try:
-        while last[0] is not None and last[2] is None:
-            last = receiver.recv()
-    except EOFError:
-        process.join()
-        pytest.fail(f"{entry}: seed {last[0]} at {last[1]}: exit code {process.exitcode}")
-    process.join()
-    assert last[2] is None, f"{entry}: seed {last[0]} at {last[1]}:\n{last[2]}"
+def test_no_batch_crashes_or_writes_what_it_should_not(fuzz, entry):
+    fuzz(ENTRIES[entry])
