@@ -1,19 +1,17 @@
 """Forward and backward of a whole stack of linear layers, one native call each."""
 
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from dqrm.kernels.cpu import announce_fallback, isa_level, native
-from dqrm.kernels.dlpack import capsule
-from dqrm.kernels.mlp_int8 import Gradients, Int8Engine
+from dqrm.kernels.mlp_chain import Chain, Run
+from dqrm.kernels.mlp_engine import Gradients, int8_engine, plain_engine
+from dqrm.kernels.mlp_int8_reference import is_int8
 from dqrm.kernels.mlp_reference import (
     LayerSpec,
     Precision,
-    SavedForward,
     mlp_backward_reference,
     mlp_forward_reference,
 )
@@ -31,7 +29,7 @@ StackPrecision = Literal["fp32", "bf16", "int8"]
 
 
 class DenseStack:
-    """Linear layers with bias and ReLU, weights quantized in passing, without autograd.
+    """Linear layers with bias, ReLU and dropout, weights quantized in passing, without autograd.
 
     Arithmetic and rounding are those of dqrm.kernels.mlp_reference, except for the order of
     sums; layers with integer inputs have the bits of that definition, as long as their sums are
@@ -70,29 +68,34 @@ class DenseStack:
         """Gradients of each layer's (weight, bias), overwritten by every backward."""
         self.in_features = self.layers[0].weight.shape[1]
         self.out_features = self.layers[-1].weight.shape[0]
-        self._engine: Int8Engine | _NativeEngine | _TorchEngine
-        if precision == "int8":
-            self._engine = Int8Engine(
-                self.layers, self.gradients, lambda some, theirs: _engine(some, theirs, "bf16")
-            )
-        else:
-            self._engine = _engine(self.layers, self.gradients, precision)
+        self._chain = _chain(self.layers, self.gradients, precision)
         self._batch: int | None = None
 
-    def forward(self, x: Tensor, *, out: Tensor | None = None, training: bool = True) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        out: Tensor | None = None,
+        training: bool = True,
+        key: int | None = None,
+    ) -> Tensor:
         """Return the output, float32 [B, out_features].
 
         Args:
             x: float32 [B, in_features]; rows may lie any distance apart.
             out: written and returned if given, likewise; must not overlap x.
-            training: keep what backward needs.
+            training: drop units and keep what backward needs.
+            key: decides the units that are dropped, where there is dropout; equal keys drop the
+                same ones. From :func:`dqrm.kernels.rounding.step_key`.
         """
         _check_rows("x", x, x.shape[0] if x.dim() else 0, self.in_features)
         if out is None:
             out = torch.empty(x.shape[0], self.out_features)
         else:
             _check_rows("out", out, x.shape[0], self.out_features)
-        self._engine.forward(x, out, training)
+        if key is None and training and any(layer.dropout for layer in self.layers):
+            raise ValueError("layers with dropout draw random bits: forward needs a key")
+        self._chain.forward(x, out, training, key or 0)
         self._batch = x.shape[0] if training else None
         return out
 
@@ -113,7 +116,7 @@ class DenseStack:
             need_grad_input: whether to compute the gradient of x; None is returned if not.
             out: written and returned if given; must not overlap grad_y.
             key: decides the random bits of "int8", which needs it; equal keys give equal bits.
-                From :func:`dqrm.kernels.rounding.step_key`.
+                It may be that of forward.
         """
         if self._batch is None:
             raise RuntimeError("backward needs a forward(training=True) before it")
@@ -124,117 +127,52 @@ class DenseStack:
             out = torch.empty(self._batch, self.in_features)
         else:
             _check_rows("out", out, self._batch, self.in_features)
-        if not isinstance(self._engine, Int8Engine):
-            self._engine.backward(grad_y, out)
-        elif key is None:
+        if key is None and self.precision == "int8":
             raise ValueError("precision='int8' rounds stochastically: backward needs a key")
-        else:
-            self._engine.backward(grad_y, out, key)
+        self._chain.backward(grad_y, out, key or 0)
         return out
 
 
-class _NativeEngine:
-    def __init__(
-        self,
-        layers: Sequence[LayerSpec],
-        gradients: Gradients,
-        module: ModuleType,
-        bf16: bool,
-    ) -> None:
-        self._layers = layers
-        self._gradients = gradients
-        self._module = module
-        self._bf16 = bf16
-        self._level = isa_level()
-        self._workspace = torch.empty(0, dtype=torch.uint8)
-        self._bind()
-
-    def _addresses(self) -> list[int]:
-        return [tensor.data_ptr() for layer in self._layers for tensor in layer[:2]]
-
-    def _bind(self) -> None:
-        self._bound = self._addresses()
-        self._native: Any = self._module.MlpStack(
-            [capsule(layer.weight) for layer in self._layers],
-            [capsule(layer.bias) for layer in self._layers],
-            [capsule(weight) for weight, _ in self._gradients],
-            [capsule(bias) for _, bias in self._gradients],
-            [layer.bits for layer in self._layers],
-            [layer.activation_bits for layer in self._layers],
-            [layer.relu for layer in self._layers],
-            self._bf16,
-            self._level,
+def _chain(layers: Sequence[LayerSpec], gradients: Gradients, precision: StackPrecision) -> Chain:
+    """Split a stack where its layers' kind changes and where units are dropped."""
+    int8 = [precision == "int8" and is_int8(layer) for layer in layers]
+    starts = [
+        number
+        for number in range(len(layers))
+        if not number or layers[number - 1].dropout or int8[number] != int8[number - 1]
+    ]
+    runs: list[Run] = []
+    for first, stop in zip(starts, [*starts[1:], len(layers)], strict=True):
+        part = layers[first:stop], gradients[first:stop]
+        runs.append(
+            Run(
+                int8_engine(*part, first)
+                if int8[first]
+                else plain_engine(*part, "bf16" if precision == "int8" else precision),
+                first,
+                layers[first].weight.shape[1],
+                layers[first - 1].dropout if first else 0.0,
+            )
         )
-
-    def forward(self, x: Tensor, out: Tensor, training: bool) -> None:
-        # Assigning to a parameter's data gives it other memory.
-        if self._addresses() != self._bound:
-            self._bind()
-        needed = self._native.workspace_bytes(x.shape[0], training)
-        if self._workspace.numel() < needed:
-            self._workspace = torch.empty(needed, dtype=torch.uint8)
-        self._native.forward(
-            capsule(x), capsule(out), capsule(self._workspace), training, torch.get_num_threads()
-        )
-
-    def backward(self, grad_y: Tensor, grad_x: Tensor | None) -> None:
-        self._native.backward(
-            capsule(grad_y),
-            None if grad_x is None else capsule(grad_x),
-            capsule(self._workspace),
-            torch.get_num_threads(),
-        )
-
-
-class _TorchEngine:
-    def __init__(
-        self, layers: Sequence[LayerSpec], gradients: Gradients, precision: Precision
-    ) -> None:
-        self._layers = layers
-        self._gradients = gradients
-        self._precision: Precision = precision
-        self._saved: SavedForward | None = None
-
-    def forward(self, x: Tensor, out: Tensor, training: bool) -> None:
-        y, saved = mlp_forward_reference(x, self._layers, self._precision, torch.mm)
-        out.copy_(y)
-        self._saved = saved if training else None
-
-    def backward(self, grad_y: Tensor, grad_x: Tensor | None) -> None:
-        assert self._saved is not None
-        got, gradients = mlp_backward_reference(grad_y, self._layers, self._saved, torch.mm)
-        if grad_x is not None:
-            grad_x.copy_(got)
-        for mine, theirs in zip(self._gradients, gradients, strict=True):
-            mine[0].copy_(theirs[0])
-            mine[1].copy_(theirs[1])
-
-
-def _engine(
-    layers: Sequence[LayerSpec], gradients: Gradients, precision: Precision
-) -> _NativeEngine | _TorchEngine:
-    module = native()
-    if module is None:
-        announce_fallback()
-        return _TorchEngine(layers, gradients, precision)
-    bf16 = precision == "bf16"
-    if bf16 and module.has_amx():
-        return _TorchEngine(layers, gradients, precision)
-    fast = module.has_avx512_bf16() and isa_level() == "avx512"
-    return _NativeEngine(layers, gradients, module, bf16 and fast)
+    return Chain(runs)
 
 
 def _check_layers(layers: Sequence[LayerSpec]) -> None:
     if not layers:
         raise ValueError("a stack needs at least one layer")
     width: int | None = None
-    for number, (weight, bias, bits, _, activation_bits) in enumerate(layers):
+    for number, (weight, bias, bits, _, activation_bits, dropout) in enumerate(layers):
         if bits not in (4, 8, 32):
             raise ValueError(f"layer {number}: bits={bits}: must be 4, 8 or 32")
         if activation_bits != 32 and (activation_bits != 8 or bits == 32):
             raise ValueError(
                 f"layer {number}: activation_bits={activation_bits}: must be 32, or 8 with a "
                 "quantized weight"
+            )
+        if not 0.0 <= dropout < 1.0 or (dropout and number + 1 == len(layers)):
+            raise ValueError(
+                f"layer {number}: dropout={dropout}: must be at least 0 and below 1, and 0 in the "
+                "last layer"
             )
         for name, tensor, dims in (("weight", weight, 2), ("bias", bias, 1)):
             if tensor.dtype != torch.float32 or tensor.device.type != "cpu":

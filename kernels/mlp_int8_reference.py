@@ -76,18 +76,16 @@ class LayerRun(NamedTuple):
 
 
 def int8_runs(layers: Sequence[LayerSpec]) -> list[LayerRun]:
-    """Return the runs of layers that are INT8 and that are not, in order.
-
-    A layer is INT8 if its weight is quantized and of 32 to 65536 inputs and 2 to 65536 outputs.
-    """
+    """Return the runs of layers that are INT8 and that are not, in order."""
     runs: list[LayerRun] = []
-    for int8, run in groupby(layers, _is_int8):
+    for int8, run in groupby(layers, is_int8):
         first = runs[-1].stop if runs else 0
         runs.append(LayerRun(first, first + len(list(run)), int8))
     return runs
 
 
-def _is_int8(layer: LayerSpec) -> bool:
+def is_int8(layer: LayerSpec) -> bool:
+    """Return whether the weight is quantized, of 32 to 65536 inputs and 2 to 65536 outputs."""
     outputs, inputs = layer.weight.shape
     return (
         layer.bits != 32 and FEWEST_INPUTS <= inputs <= LONGEST_SUM and 1 < outputs <= LONGEST_SUM
@@ -110,7 +108,7 @@ def int8_forward_reference(x: Tensor, layers: Sequence[LayerSpec]) -> tuple[Tens
     """
     saved = SavedInt8([], [], [], [], [])
     value = x
-    for weight, bias, bits, relu, _ in layers:
+    for weight, bias, bits, relu, *_ in layers:
         codes, scale = codes_and_scale(weight, bits)
         scale = _finite_or_nan(scale)
         found = _finite_or_nan(value.abs().amax(dim=1))

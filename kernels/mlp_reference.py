@@ -47,6 +47,8 @@ class LayerSpec(NamedTuple):
     """Whether a ReLU follows."""
     activation_bits: int = 32
     """8 quantizes the input of a layer with a quantized weight, row by row; 32 does not."""
+    dropout: float = 0.0
+    """Probability of zeroing an output (dqrm.kernels.dropout); the functions here drop nothing."""
 
 
 class SavedForward(NamedTuple):
@@ -102,7 +104,7 @@ def mlp_forward_reference(
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     saved = SavedForward([], [], [], [], [])
     value = x
-    for weight, bias, bits, relu, activation_bits in layers:
+    for weight, bias, bits, relu, activation_bits, _ in layers:
         scale = torch.ones_like(bias)
         forward = backward = weight
         if bits != 32:

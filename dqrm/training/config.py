@@ -72,8 +72,7 @@ class TrainingConfig(Settings):
     """What the MLPs multiply in; weights, sums, updates and all else stay FP32. bf16: operands
     rounded to bfloat16. int8: quantized layers of 32 or more inputs and 2 or more outputs multiply
     8-bit codes forward and backward, with gradients rounded stochastically, other layers are as in
-    bf16; needs quant.mlp_bits 4 or 8, quant.activation_bits 32, model.dropout 0 and
-    model.interaction dot. fp32 and bf16 train any model."""
+    bf16; needs quant.mlp_bits 4 or 8 and quant.activation_bits 32."""
 
     optimize: Literal["default", "ipex"] = "default"
     """ipex: the MLPs go through Intel Extension for PyTorch, which wants torch 2.8."""

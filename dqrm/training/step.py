@@ -13,11 +13,14 @@ from torch.nn import functional
 from dqrm.compress.linear import QuantLinear
 from dqrm.data.batch import Batch
 from dqrm.kernels.interaction import interaction_backward, interaction_forward
+from dqrm.kernels.loss import bce_with_logits
 from dqrm.kernels.mlp import DenseStack, LayerSpec, StackPrecision
 from dqrm.kernels.rounding import step_key
 from dqrm.models.dlrm import DLRM
-from dqrm.models.interaction import DotInteraction
+from dqrm.models.interaction import ConcatInteraction, DotInteraction
 from dqrm.training.optimizer import Optimizer
+
+_FUSED = "linear layers, ReLU, dropout and the dot interaction or concatenation"
 
 
 class TrainingError(RuntimeError):
@@ -49,7 +52,7 @@ def make_step(
         model: in training mode.
         optimizer: of that model.
         precision: of the products in the MLPs.
-        seed: of the stochastic rounding of "int8".
+        seed: of dropout and of the stochastic rounding of "int8".
         optimize: as ``train.optimize``.
 
     Raises:
@@ -60,12 +63,10 @@ def make_step(
 
         return IpexStep(model, optimizer, bf16=precision == "bf16")
     stacks = [linear_stack(mlp) for mlp in (model.bot_l, model.top_l)]
-    if None not in stacks and isinstance(model.interaction, DotInteraction):
+    if None not in stacks and isinstance(model.interaction, DotInteraction | ConcatInteraction):
         return FusedStep(model, optimizer, precision, seed)
     if precision == "int8":
-        raise TypeError(
-            "int8 computes only linear layers, ReLU and the dot interaction, without dropout"
-        )
+        raise TypeError(f"int8 is for {_FUSED}")
     return AutogradStep(model, optimizer, bf16=precision == "bf16")
 
 
@@ -95,14 +96,15 @@ class FusedStep:
         batch.dense ---- bottom ---> vectors[:, 0]  \\
         batch.indices -- emb_l ----> vectors[:, 1:] -+- interaction -> mixed -- top -> logit
 
-    and back the same way. The looked-up rows are updated where their gradients are summed.
+    and back the same way; vectors are concatenated as they lie. The looked-up rows are updated
+    where their gradients are summed.
 
     Args:
         model: in training mode.
         optimizer: of that model.
         precision: of the products in the MLPs.
-        seed: of the stochastic rounding of "int8", whose random bits are those of the seed and the
-            step alone: a resumed run goes on with the same ones.
+        seed: of dropout and of the stochastic rounding of "int8", whose random bits are those of
+            the seed and the step alone: a resumed run goes on with the same ones.
     """
 
     def __init__(
@@ -113,11 +115,15 @@ class FusedStep:
         seed: int = 0,
     ) -> None:
         bottom, top = linear_stack(model.bot_l), linear_stack(model.top_l)
-        if bottom is None or top is None or not isinstance(model.interaction, DotInteraction):
-            raise TypeError("only linear layers, ReLU and the dot interaction can be fused")
+        self.interaction = model.interaction
+        if (
+            bottom is None
+            or top is None
+            or not isinstance(self.interaction, DotInteraction | ConcatInteraction)
+        ):
+            raise TypeError(f"only {_FUSED} can be fused")
         self.optimizer = optimizer
         self.collection = optimizer.collection
-        self.itself = model.interaction.itself
         self.bottom = DenseStack(bottom, precision)
         self.top = DenseStack(top, precision)
         # Seeds of their own: the embedding rows' rounding has the keys of the seed itself.
@@ -129,18 +135,19 @@ class FusedStep:
 
     def __call__(self, batch: Batch, step: int) -> float:
         """Forward, backward, update."""
-        size = batch.label.numel()
-        vectors, grad_vectors, mixed, grad_mixed, logits, grad_logits = self._workspace(size)
-        self.bottom.forward(batch.dense, out=vectors[:, 0])
-        self.collection.lookup(batch.indices, batch.offsets, vectors[:, 1:])
-        interaction_forward(vectors, mixed, self.itself)
-        self.top.forward(mixed, out=logits)
-        loss = functional.binary_cross_entropy_with_logits(logits[:, 0], batch.label).item()
-        check_loss(loss, step)
-        torch.sub(logits.sigmoid_()[:, 0], batch.label, out=grad_logits[:, 0]).div_(size)
+        vectors, grad_vectors, mixed, grad_mixed, logits, grad_logits = self._workspace(
+            batch.label.numel()
+        )
         bottom_key, top_key = (step_key(seed, step) for seed in self._seeds)
+        self.bottom.forward(batch.dense, out=vectors[:, 0], key=bottom_key)
+        self.collection.lookup(batch.indices, batch.offsets, vectors[:, 1:])
+        if isinstance(self.interaction, DotInteraction):
+            interaction_forward(vectors, mixed, self.interaction.itself)
+        self.top.forward(mixed, out=logits, key=top_key)
+        loss = check_loss(bce_with_logits(logits, batch.label, grad_logits), step)
         self.top.backward(grad_logits, out=grad_mixed, key=top_key)
-        interaction_backward(vectors, grad_mixed, grad_vectors, self.itself)
+        if isinstance(self.interaction, DotInteraction):
+            interaction_backward(vectors, grad_mixed, grad_vectors, self.interaction.itself)
         self.bottom.backward(grad_vectors[:, 0], need_grad_input=False, key=bottom_key)
         self.optimizer.update(batch, grad_vectors[:, 1:], step)
         return loss
@@ -148,9 +155,14 @@ class FusedStep:
     def _workspace(self, size: int) -> tuple[Tensor, ...]:
         """Vectors [B, F, D], mixed features [B, K] and logits [B, 1], each with its gradient."""
         if not self._buffers or self._buffers[0].shape[0] != size:
-            vectors = size, len(self.collection.tables) + 1, self.collection.embedding_dim
-            shapes = (vectors, (size, self.top.in_features), (size, 1))
-            self._buffers = tuple(torch.empty(shape) for shape in shapes for _ in range(2))
+            shape = size, len(self.collection.tables) + 1, self.collection.embedding_dim
+            vectors = [torch.empty(shape) for _ in range(2)]
+            if isinstance(self.interaction, DotInteraction):
+                mixed = [torch.empty(size, self.top.in_features) for _ in range(2)]
+            else:
+                mixed = [tensor.flatten(1) for tensor in vectors]
+            logits = [torch.empty(size, 1) for _ in range(2)]
+            self._buffers = (*vectors, *mixed, *logits)
         return self._buffers
 
 
@@ -169,21 +181,20 @@ def check_loss(value: float, step: int) -> float:
 
 
 def linear_stack(mlp: nn.Sequential) -> list[LayerSpec] | None:
-    """Return the layers of ``mlp``; None if it holds more than linear layers and ReLU."""
-    modules = list(mlp)
+    """Return the layers of ``mlp``; None if it holds more than linear layers, ReLU and dropout."""
     layers: list[LayerSpec] = []
-    for position, module in enumerate(modules):
-        if (
-            isinstance(module, nn.ReLU)
-            and position
-            and isinstance(modules[position - 1], nn.Linear)
-        ):
-            layers[-1] = layers[-1]._replace(relu=True)
-        elif isinstance(module, nn.Linear):
+    for module in mlp:
+        relu, *rest = module if isinstance(module, nn.Sequential) else (module,)
+        if isinstance(module, nn.Linear):
             layer = LayerSpec(module.weight, module.bias)
             if isinstance(module, QuantLinear):
                 layer = layer._replace(bits=module.bits, activation_bits=module.activation_bits)
             layers.append(layer)
+        elif isinstance(relu, nn.ReLU) and layers and not layers[-1].relu and len(rest) <= 1:
+            dropout = rest[0] if rest else nn.Dropout(0.0)
+            if not isinstance(dropout, nn.Dropout):
+                return None
+            layers[-1] = layers[-1]._replace(relu=True, dropout=dropout.p)
         else:
             return None
     return layers

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dqrm.compress.linear import QuantLinear
-from dqrm.kernels import mlp
+from dqrm.kernels import mlp_engine
+from dqrm.kernels.cpu import isa_level, native
 from dqrm.kernels.mlp import (
     DenseStack,
     LayerSpec,
@@ -62,8 +63,11 @@ def gradients(stack: DenseStack) -> list[Tensor]:
 
 
 def used_by(stack: DenseStack) -> Precision:
-    """Where bfloat16 is not native, "bf16" computes in FP32."""
-    return "bf16" if getattr(stack._engine, "_bf16", False) else "fp32"
+    """Where the processor has no bfloat16, "bf16" computes in FP32."""
+    module = native()
+    assert module is not None
+    fast = module.has_amx() or (module.has_avx512_bf16() and isa_level() == "avx512")
+    return "bf16" if stack.precision == "bf16" and fast else "fp32"
 
 
 def assert_same(got: Tensor, expected: Tensor, what: str) -> None:
@@ -445,7 +449,7 @@ def test_torch_stands_in_where_it_is_faster_or_all_there_is(
         def has_amx(self) -> bool:
             return True
 
-    monkeypatch.setattr(mlp, "native", lambda: Amx() if amx else None)
+    monkeypatch.setattr(mlp_engine, "native", lambda: Amx() if amx else None)
     layers = exact_layers(7, [13, 20, 3], [True, True], 4)
     generator = torch.Generator().manual_seed(7)
     x, grad_y = integers(generator, 3, 9, 13), integers(generator, 2, 9, 3)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dqrm.kernels.cpu import native
 from dqrm.kernels.mlp import DenseStack, LayerSpec
-from dqrm.kernels.mlp_int8 import Int8Engine
+from dqrm.kernels.mlp_engine import NativeEngine
 from dqrm.kernels.mlp_int8_reference import (
     block_rows,
     int8_backward_reference,
@@ -59,8 +59,8 @@ def make_layers(widths: list[int], bits: int, last_relu: bool = False) -> list[L
 
 
 def is_native(stack: DenseStack) -> bool:
-    assert isinstance(stack._engine, Int8Engine)
-    return any(type(engine).__name__ == "_NativeInt8" for engine in stack._engine._engines)
+    engines = [run.engine for run in stack._chain._runs]
+    return any(isinstance(engine, NativeEngine) and engine._random for engine in engines)
 
 
 def assert_same(got: Tensor | None, expected: Tensor, what: str) -> None:

@@ -8,6 +8,8 @@ from torch import nn
 
 from dqrm.compress.config import QuantConfig
 from dqrm.data.batch import Batch
+from dqrm.kernels.dropout import dropout_reference
+from dqrm.kernels.rounding import step_key
 from dqrm.models.config import ModelConfig
 from dqrm.models.dlrm import build_dlrm
 from dqrm.training.config import OptimConfig
@@ -70,6 +72,7 @@ SETTINGS = {
     "clip mask": {"quant": {"ste": "clip", "scale_period": 50}, "lr": 0.5},
     "clip norm": {"clip_norm": 0.05, "weight_decay": 0.1, "embedding_weight_decay": 0.1},
     "itself": {"model": {"interaction_itself": True}},
+    "cat": {"model": {"interaction": "cat"}},
     "multi-hot": {"multi_hot": True, "model": {"pooling": "mean"}},
 }
 
@@ -137,17 +140,52 @@ def test_a_loss_that_is_not_finite_updates_nothing(precision):
         assert torch.equal(tensor, before[name]), name
 
 
-def test_models_that_cannot_be_fused_go_through_autograd():
-    for shape in ({"dropout": 0.5}, {"interaction": "cat"}):
-        step = make_step(*setup(model=shape))
-        assert isinstance(step, AutogradStep)
-        assert step(batch(0), 0) > 0
-        with pytest.raises(TypeError, match="int8 computes only linear layers, ReLU and the dot"):
-            make_step(*setup(model=shape), "int8")
-    assert isinstance(make_step(*setup()), FusedStep)
+def test_dropout_drops_units_whose_bits_belong_to_the_seed_and_the_step():
+    def loss(seed: int, number: int, precision: str = "fp32") -> float:
+        model, optimizer = setup(model={"dropout": 0.5, "bottom_mlp": (40, 32)}, lr=1e-6)
+        return FusedStep(model, optimizer, precision, seed)(batch(0), number)
+
+    assert loss(1, 2) == loss(1, 2)
+    assert len({loss(1, 2), loss(1, 3), loss(2, 2)}) == 3
+    for precision in ("bf16", "int8"):
+        assert loss(1, 2, precision) == pytest.approx(loss(1, 2), rel=0.03)
 
 
-def test_only_linear_layers_and_relu_make_a_stack():
+def test_dropout_is_autograds_with_the_same_units_dropped():
+    class Keyed(nn.Dropout):
+        key, stream = 0, 0
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return dropout_reference(values, self.p, self.key, self.stream)
+
+    shape = {"dropout": 0.4, "top_mlp": (32, 24)}
+    first, second = setup(model=shape), setup(model=shape)
+    drops = [Keyed(0.4) for _ in range(2)]
+    for number, drop in enumerate(drops):
+        first[0].top_l[2 * number + 1][1] = drop
+        drop.stream = (1 << 30) + number + 1
+    autograd, fused = AutogradStep(*first), FusedStep(*second, seed=9)
+    for number in range(4):
+        Keyed.key = step_key(step_key(9, 2), number)
+        data = batch(number)
+        assert fused(data, number) == pytest.approx(autograd(data, number), rel=1e-5)
+    torch.testing.assert_close(
+        dict(second[0].state_dict()), dict(first[0].state_dict()), rtol=1e-4, atol=2e-6
+    )
+
+
+def test_other_modules_go_through_autograd():
+    model, optimizer = setup()
+    assert isinstance(make_step(model, optimizer), FusedStep)
+    model.top_l[1] = nn.Tanh()
+    step = make_step(model, optimizer)
+    assert isinstance(step, AutogradStep)
+    assert step(batch(0), 0) > 0
+    with pytest.raises(TypeError, match="int8 is for linear layers, ReLU, dropout and the dot"):
+        make_step(model, optimizer, "int8")
+
+
+def test_only_linear_layers_relu_and_dropout_make_a_stack():
     linear = nn.Linear(3, 3)
     layers = linear_stack(nn.Sequential(linear, nn.ReLU(), nn.Linear(3, 2)))
     assert layers is not None
@@ -155,3 +193,11 @@ def test_only_linear_layers_and_relu_make_a_stack():
     assert layers[0].weight is linear.weight
     assert linear_stack(nn.Sequential(linear, nn.Tanh())) is None
     assert linear_stack(nn.Sequential(nn.ReLU(), linear)) is None
+    dropped = linear_stack(
+        nn.Sequential(linear, nn.Sequential(nn.ReLU(), nn.Dropout(0.25)), nn.Linear(3, 2))
+    )
+    assert dropped is not None
+    assert [layer.dropout for layer in dropped] == [0.25, 0.0]
+    for last in (nn.Tanh(), nn.Dropout2d()):
+        assert linear_stack(nn.Sequential(linear, nn.Sequential(nn.ReLU(), last))) is None
+    assert linear_stack(nn.Sequential(linear, nn.ReLU(), nn.ReLU())) is None

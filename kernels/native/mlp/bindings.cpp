@@ -8,6 +8,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -15,7 +16,9 @@
 #include <vector>
 
 #include "../common/levels.h"
+#include "../common/parallel.h"
 #include "bound_layers.h"
+#include "dropout_loops.h"
 #include "loss_loops.h"
 #include "stack.h"
 
@@ -117,6 +120,24 @@ double bce_with_logits(const Array<float>& logits, const Array<float>& labels,
   return loops.bce(logits.data(), labels.data(), gradients.data(), int64_t(count), factor);
 }
 
+// Values that are worth waking a thread for: about 20 microseconds of work.
+constexpr int64_t kValuesPerThread = 1 << 16;
+
+void dropout(const Array<float, 2>& values, uint32_t dropped, float factor, uint64_t key,
+             int64_t first_row, const std::string& level, int threads) {
+  const DropoutLoops& loops = DQRM_LOOPS_AT(level_named(level), dropout_loops);
+  const int64_t rows = int64_t(values.shape(0)), columns = int64_t(values.shape(1));
+  float* data = values.data();
+  nb::gil_scoped_release release;
+  const int64_t parts = std::clamp<int64_t>(rows * columns / kValuesPerThread, 1, threads);
+  auto drop = [&](int64_t part) {
+    for (int64_t row = rows * part / parts; row < rows * (part + 1) / parts; ++row) {
+      loops.drop(data + row * columns, columns, key, first_row + row, dropped, factor);
+    }
+  };
+  parallel_for(threads, parts, drop);
+}
+
 }  // namespace
 
 void bind_mlp(nb::module_& module) {
@@ -145,6 +166,11 @@ void bind_mlp(nb::module_& module) {
              nb::sig("def bce_with_logits(logits: object, labels: object, gradients: object, "
                      "level: str) -> float"),
              "Sum of the losses; gradients of their mean are written.");
+  module.def("dropout", &dropout, "values"_a, "dropped"_a, "factor"_a, "key"_a, "first_row"_a,
+             "level"_a, "threads"_a,
+             nb::sig("def dropout(values: object, dropped: int, factor: float, key: int, "
+                     "first_row: int, level: str, threads: int) -> None"),
+             "Each value times 0 or the factor.");
 }
 
 }  // namespace dqrm
