@@ -13,10 +13,19 @@ from dqrm.bench.speed import peers
 from dqrm.bench.speed.bars import BARS, verdicts
 from dqrm.bench.speed.contestants import Entry, Unavailable
 from dqrm.bench.speed.groups import KERNELS, TRAIN, Group
-from dqrm.bench.speed.report import as_metrics, as_record, bar_lines, case_rows, rate_text
+from dqrm.bench.speed.report import (
+    as_metrics,
+    as_record,
+    bar_lines,
+    case_rows,
+    phase_rows,
+    rate_text,
+    shown,
+)
 from dqrm.bench.speed.study import Plan, run_study
 from dqrm.bench.speed.timing import WARM_UP_CALLS, Runner, Spread, take_turns
 from dqrm.bench.speed.traffic import Shape, default_max_rows, kaggle_shape, make_traffic
+from dqrm.training import step as step_module
 
 GROUPS = {group.name: group for group in (*KERNELS, TRAIN)}
 TINY = Plan(
@@ -243,3 +252,28 @@ def test_the_commands_from_end_to_end(command, extra, absent, threads, without_p
 
 def test_rates_have_three_digits():
     assert [rate_text(rate) for rate in (0.5, 12.0, 81_720_000.0)] == ["0.5", "12", "81.7 M"]
+
+
+def test_our_steps_tell_where_their_time_goes():
+    untouched = step_module.interaction_forward
+    (case,) = run_study([TRAIN], TINY, progress=silent, only=["dqrm INT4", "torch eager FP32"])
+    ours, peer = shown(case)
+    assert peer.phases == {}
+    assert sum(ours.phases.values()) > 0
+    assert {"embedding forward", "top MLP backward", "everything else"} < set(ours.phases)
+    header, lines = phase_rows(case)
+    assert header == ["CPU ms", "dqrm INT4"]
+    assert [line[0] for line in lines] == list(ours.phases)
+    assert step_module.interaction_forward is untouched
+
+
+def test_the_fastest_of_each_limit_is_shown():
+    (case,) = run_study(
+        [GROUPS["mlp"]],
+        TINY,
+        progress=silent,
+        only=["dqrm BF16", "one BF16 product", "one INT8 product"],
+    )
+    assert {found.name for found in shown(case)} == {found.name for found in case.measured}
+    (case,) = run_study([GROUPS["packed"]], TINY, progress=silent)
+    assert sum(found.role == "limit" for found in shown(case)) == 1

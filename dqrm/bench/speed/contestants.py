@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from dqrm.bench.speed.traffic import Traffic
 
@@ -23,6 +23,14 @@ class Contestant(Protocol):
         What comes back does the work once, on the batch whose number it is given. Nothing of
         the preparation is timed.
         """
+
+
+@runtime_checkable
+class Phased(Protocol):
+    """A contestant that can tell where its time goes."""
+
+    def phases(self, call: Call) -> dict[str, float]:
+        """Return the CPU seconds of the phases of what ``start`` returned."""
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,33 @@ def _activations(
     return ring, (torch.randn(traffic.batch, bottom[-1]), torch.randn(traffic.batch, 1))
 
 
+class SquareProducts:
+    """As many multiplications as the MLPs', in products of the size libraries multiply fastest.
+
+    Args:
+        shape: tables, whose number and width decide the top MLP's input.
+        dtype: torch.bfloat16, or torch.int8 with sums in int32.
+    """
+
+    def __init__(self, shape: Shape, dtype: torch.dtype) -> None:
+        self.shape = shape
+        self.dtype = dtype
+
+    def start(self, traffic: Traffic) -> Call:
+        """Draw two factors of ``_SIDE`` inner and outer columns."""
+        rows = round(mlp_flops(self.shape, traffic.batch) / (2 * _SIDE * _SIDE))
+        left, right = (torch.randint(-9, 9, (n, _SIDE)).to(self.dtype) for n in (rows, _SIDE))
+        multiply: Any = torch.mm if self.dtype == torch.bfloat16 else torch._int_mm
+
+        def call(number: int) -> None:
+            multiply(left, right)
+
+        return call
+
+
+_SIDE = 1024
+
+
 def interaction_entries(shape: Shape) -> list[Entry]:
     """Return everybody who forms the pairwise products."""
 
@@ -231,4 +258,6 @@ def mlp_entries(shape: Shape) -> list[Entry]:
         Entry("torch.compile autocast", "peer", peer("autocast", True)),
         Entry("torch.compile BF16", "peer", peer("bf16", True)),
         Entry("torch FP32", "peer", peer("fp32", False)),
+        Entry("one BF16 product", "limit", lambda: SquareProducts(shape, torch.bfloat16)),
+        Entry("one INT8 product", "limit", lambda: SquareProducts(shape, torch.int8)),
     ]

@@ -11,7 +11,7 @@ _PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
 def case_rows(case: Case) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the lines of a case's table: ours, peers, the fastest limit."""
+    """Return the header and the lines of a case's table: ours, peers, the limits."""
     ours = [found.name for found in case.measured if found.role == "ours"]
     moves = any(found.gigabytes_per_second for found in case.measured)
     header = ["", "CPU ms", "quartiles", "wall ms", f"{case.unit}/CPU-s"]
@@ -34,12 +34,25 @@ def case_rows(case: Case) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
+def phase_rows(case: Case) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the lines of where our time goes; no lines if nobody can tell."""
+    telling = [found for found in shown(case) if found.phases]
+    header = ["CPU ms", *(found.name for found in telling)]
+    names = dict.fromkeys(name for found in telling for name in found.phases)
+    return header, [
+        [name, *(f"{1e3 * found.phases.get(name, 0.0):.3f}" for found in telling)] for name in names
+    ]
+
+
 def shown(case: Case) -> list[Measured]:
-    """Return ours, then peers, each by CPU time, then the fastest limit."""
+    """Return ours, then peers, each by CPU time, then the fastest of each limit."""
     by_time = sorted(case.measured, key=lambda found: found.cpu.median)
-    limits = [found for found in by_time if found.role == "limit"][:1]
+    limits: dict[str, Measured] = {}
+    for found in by_time:
+        if found.role == "limit":
+            limits.setdefault(found.name.partition(",")[0], found)
     rest = [found for found in by_time if found.role != "limit"]
-    return sorted(rest, key=lambda found: found.role != "ours") + limits
+    return [*sorted(rest, key=lambda found: found.role != "ours"), *limits.values()]
 
 
 def rate_text(rate: float) -> str:

@@ -10,6 +10,7 @@ from torch.nn import functional
 from dqrm.bench.speed.contestants import Call, Contestant, Entry
 from dqrm.bench.speed.dense import NUM_DENSE, mlp_widths
 from dqrm.bench.speed.embedding import LEARNING_RATE, fbgemm_tables, torch_bags
+from dqrm.bench.speed.phases import phase_seconds
 from dqrm.bench.speed.torch_model import TorchDense
 from dqrm.bench.speed.torchrec_step import TorchRecStep
 from dqrm.bench.speed.traffic import Shape, Traffic
@@ -20,7 +21,7 @@ from dqrm.models.config import ModelConfig
 from dqrm.models.dlrm import build_dlrm
 from dqrm.training.config import OptimConfig
 from dqrm.training.optimizer import Optimizer
-from dqrm.training.step import make_step
+from dqrm.training.step import FusedStep, make_step
 
 POSITIVES = 0.256
 """Share of clicks in the Criteo Kaggle log."""
@@ -73,6 +74,12 @@ class OurStep:
             return step(ring[traffic.pick(number)], number)
 
         return call
+
+    def phases(self, call: Call) -> dict[str, float]:
+        """Return where the time of a started call goes."""
+        if not isinstance(self.step, FusedStep):
+            raise TypeError("only the fused step has phases")
+        return phase_seconds(self.step, call)
 
 
 class PeerStep:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dqrm.bench.speed.bars import Verdict, verdicts
-from dqrm.bench.speed.contestants import Contestant, Entry, Role, Unavailable
+from dqrm.bench.speed.contestants import Contestant, Entry, Phased, Role, Unavailable
 from dqrm.bench.speed.groups import Group
 from dqrm.bench.speed.pages import huge_page_bytes, huge_pages_forced
 from dqrm.bench.speed.peers import peer_versions
@@ -71,6 +71,8 @@ class Measured:
     slower_than: dict[str, Spread]
     """For each of ours that ran, this one's CPU time over its, round by round."""
     timing: Timing
+    phases: dict[str, float]
+    """CPU seconds of each part of one call, where the contestant can tell."""
 
 
 @dataclass
@@ -222,13 +224,19 @@ def _measure(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            runners = [Runner(entry.name, contestant.start(traffic)) for entry, contestant in built]
             timings = take_turns(
-                [Runner(entry.name, contestant.start(traffic)) for entry, contestant in built],
+                runners,
                 rounds=plan.rounds,
                 turn_seconds=plan.turn_seconds,
                 seed=plan.seed,
                 progress=lambda done, total: progress(case.key, done, total),
             )
+            phases = {
+                runner.name: contestant.phases(runner.call)
+                for runner, (_, contestant) in zip(runners, built, strict=True)
+                if isinstance(contestant, Phased)
+            }
     finally:
         torch.set_num_threads(before)
     case.huge_page_bytes = huge_page_bytes()
@@ -264,6 +272,7 @@ def _measure(
                     if name != entry.name
                 },
                 timing=timing,
+                phases=phases.get(entry.name, {}),
             )
         )
     medians = {found.name: found.cpu.median for found in case.measured}

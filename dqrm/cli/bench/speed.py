@@ -143,7 +143,7 @@ def run(
     command: str, groups: "Sequence[Group]", settings: Settings, only: tuple[str, ...] = ()
 ) -> None:
     """Measure the groups, and print, write and record what came out."""
-    from dqrm.bench.speed.report import BAR_HEADER, as_record, bar_lines, case_rows
+    from dqrm.bench.speed.report import BAR_HEADER, as_record, bar_lines, case_rows, phase_rows
     from dqrm.bench.speed.study import environment, run_study
     from dqrm.data.files import write_json
 
@@ -160,6 +160,8 @@ def run(
         for case in study:
             cases.append(case)
             click.echo(f"{case.label}\n{table(*case_rows(case))}")
+            if (phases := phase_rows(case))[1]:
+                click.echo(table(*phases))
             for name, reason in case.skipped.items():
                 click.echo(f"{name}: left out: {reason}")
             click.echo()
