@@ -32,7 +32,7 @@ _GOLDEN64 = 0x9E3779B97F4A7C15
 
 def step_key(seed: int, step: int) -> int:
     """Return the key of one optimizer step, 64 bits, from a seed of 64 bits."""
-    return _mix64((_mix64(seed & _MASK64) + step) & _MASK64)
+    return mix64_reference((mix64_reference(seed & _MASK64) + step) & _MASK64)
 
 
 def random_bits_reference(key: int, rows: Tensor, first: int, count: int) -> Tensor:
@@ -81,7 +81,8 @@ def _mix32(x: Tensor) -> Tensor:
     return x ^ (x >> 15)
 
 
-def _mix64(z: int) -> int:
+def mix64_reference(z: int) -> int:
+    """Return the next 64 bits of splitmix64."""
     z = (z + _GOLDEN64) & _MASK64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK64

@@ -7,6 +7,7 @@
 #include "common/levels.h"
 #include "embedding/bindings.h"
 #include "exchange/bindings.h"
+#include "exchange/message_bindings.h"
 #include "interaction/bindings.h"
 #include "mlp/bindings.h"
 #include "packed/bindings.h"
@@ -24,6 +25,7 @@ NB_MODULE(_native, module) {
   bind_bench(module);
   bind_embedding(module);
   bind_exchange(module);
+  bind_row_messages(module);
   bind_interaction(module);
   bind_int8(module);
   bind_mlp(module);

@@ -1,7 +1,6 @@
 #include "codecs.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -9,6 +8,7 @@
 #include <vector>
 
 #include "../common/parallel.h"
+#include "first.h"
 
 namespace dqrm {
 namespace {
@@ -28,21 +28,6 @@ void in_parts(int threads, int64_t items, int64_t values, Function function) {
   };
   parallel_for(threads, parts, part);
 }
-
-// The smallest number that was reported.
-class First {
- public:
-  void report(int64_t number) {
-    int64_t known = number_.load();
-    while (number < known && !number_.compare_exchange_weak(known, number)) {
-    }
-  }
-  int64_t or_none() const { return number_ == kNone ? -1 : number_.load(); }
-
- private:
-  static constexpr int64_t kNone = std::numeric_limits<int64_t>::max();
-  std::atomic<int64_t> number_{kNone};
-};
 
 int64_t values_of(const CodedRows& rows) {
   return rows.rows == 0 ? 0 : (rows.rows - 1) * rows.dim + rows.last_dim;

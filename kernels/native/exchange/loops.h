@@ -17,7 +17,7 @@ struct CodedRows {
   int64_t rows;
   int64_t dim;
   int64_t last_dim;
-  int bits;  // 8 or 4
+  int bits;  // 8 or 4; of float_loops 32 or 16
   ScaleType scale_type;
   uint8_t* codes;
   uint8_t* scales;
@@ -65,8 +65,24 @@ struct MergeLoops {
               int64_t end, int64_t to, int64_t* rows, float* sums);
 };
 
+// How many values were selected, and the first that is not finite, or -1.
+struct Selected {
+  int64_t count;
+  int64_t not_finite;
+};
+
+struct SelectLoops {
+  // Writes the places of the first `room` values of at least the threshold's magnitude, and counts
+  // all of them; stops at one that is not finite.
+  Selected (*select)(const float* values, int64_t count, float threshold, int64_t room,
+                     int64_t* indices);
+};
+
+// Of rows of 8 or 4 bits, and of rows of float32 or bfloat16, which have no scales.
 DQRM_DECLARE_LOOPS(CodeLoops, code_loops)
+DQRM_DECLARE_LOOPS(CodeLoops, float_loops)
 DQRM_DECLARE_LOOPS(SignLoops, sign_loops)
 DQRM_DECLARE_LOOPS(MergeLoops, merge_loops)
+DQRM_DECLARE_LOOPS(SelectLoops, select_loops)
 
 }  // namespace dqrm
