@@ -33,20 +33,12 @@ inline Block block_of(Int8TrainingBatch batch, int64_t number) {
 void product(const uint8_t* bytes, int64_t width, int64_t steps, const int8_t* panels,
              const int32_t* start, int64_t columns, int64_t rows, const float* row_scale,
              const float* column_scale, const float* shift, float* out, int64_t out_row) {
-  // A panel stays in the nearest cache while all rows of the block meet it.
   for (int64_t panel = 0; panel < panels_of(columns); ++panel) {
     const int64_t first = panel * kPanel;
-    for (int64_t row = 0; row < rows; row += kInt8TrainingRows) {
-      const int64_t count = smaller(kInt8TrainingRows, rows - row);
-      const Finish finish{row_scale + row,
-                          column_scale ? column_scale + first : kOnes,
-                          shift ? shift + first : kZeros,
-                          0,
-                          out + row * out_row + first,
-                          out_row};
-      multiply_for(count, columns - first)(steps, {bytes + row * width, width, kQuad},
-                                           panels + panel * steps * kStep, start + first, finish);
-    }
+    const Outputs finish{row_scale, column_scale ? column_scale + first : kOnes,
+                         shift ? shift + first : kZeros, out + first, out_row};
+    multiply_panel(columns - first, steps, RowBytes{bytes, width}, rows,
+                   panels + panel * steps * kStep, start + first, finish);
   }
 }
 
@@ -265,35 +257,31 @@ void backward(const Int8TrainingLayer* layers, int64_t count, MlpOutside grad_y,
 }
 
 void weight_gradient(const Int8TrainingLayer& layer, int64_t panel, Int8TrainingBatch batch) {
-  alignas(64) float tile[kInt8TrainingRows * kPanel];
+  alignas(64) float tile[kPanel * kPanel] = {};
   const int64_t first = panel * kPanel;
   const int64_t outputs = smaller(kPanel, layer.outputs - first);
   const int64_t blocks = (batch.rows + batch.block_rows - 1) / batch.block_rows;
   const int64_t width = panels_of(layer.outputs) * kPanel;
   const int64_t batch_quads = quads_of(batch.rows);
-  // Nearly equal shares of the panel's rows rather than full ones and a rest.
-  const int64_t shares = (outputs + kInt8TrainingRows - 1) / kInt8TrainingRows;
-  const int64_t share = (outputs + shares - 1) / shares;
   for (int64_t q = 0; q < panels_of(layer.inputs); ++q) {
     const int64_t columns = layer.inputs - q * kPanel;
-    for (int64_t row = 0; row < outputs; row += share) {
-      const int64_t rows = smaller(share, outputs - row);
-      const Multiply multiply_rows = multiply_for(rows, columns);
-      for (float& value : tile) value = 0.0f;
-      for (int64_t number = 0; number < blocks; ++number) {
-        const Block block = block_of(batch, number);
-        const uint8_t* left =
-            layer.gradient_quads + (panel * batch_quads + block.first_quad) * kStep;
-        const int8_t* right = layer.input_quads + (q * batch_quads + block.first_quad) * kStep;
-        const Finish finish{
-            layer.gradient_scale + number * width + first + row, kOnes, tile, kPanel, tile, kPanel};
-        multiply_rows(quads_of(block.rows), {left + row * kQuad, kQuad, kStep}, right,
-                      layer.input_start + (number * panels_of(layer.inputs) + q) * kPanel, finish);
-      }
-      for (int64_t i = 0; i < rows; ++i) {
-        store_columns(layer.weight_gradient + (first + row + i) * layer.inputs + q * kPanel,
-                      load_columns(tile + i * kPanel, kPanel), columns);
-      }
+    const auto add = [&](int64_t number, const auto& finish) {
+      const Block block = block_of(batch, number);
+      const uint8_t* left =
+          layer.gradient_quads + (panel * batch_quads + block.first_quad) * kStep;
+      const int8_t* right = layer.input_quads + (q * batch_quads + block.first_quad) * kStep;
+      multiply_panel(columns, quads_of(block.rows), ColumnBytes{left}, outputs, right,
+                     layer.input_start + (number * panels_of(layer.inputs) + q) * kPanel, finish);
+    };
+    // The sums so far stay in the nearest cache, like the operands of a block.
+    const float* scales = layer.gradient_scale + first;
+    if (blocks > 0) add(0, Sums<true>{scales, tile});
+    for (int64_t number = 1; number < blocks; ++number) {
+      add(number, Sums<false>{scales + number * width, tile});
+    }
+    for (int64_t i = 0; i < outputs; ++i) {
+      store_columns(layer.weight_gradient + (first + i) * layer.inputs + q * kPanel,
+                    load_columns(tile + i * kPanel, kPanel), columns);
     }
   }
   for (int64_t n = first; n < first + outputs; ++n) {

@@ -20,8 +20,6 @@
 namespace dqrm {
 
 constexpr int64_t kInt8TrainingPanel = 32;
-// Rows computed at a time.
-constexpr int64_t kInt8TrainingRows = 12;
 // Most inputs, outputs or rows of a block: an int32 holds that many products of 255 * 128.
 constexpr int64_t kInt8TrainingLongestSum = 65536;
 

@@ -35,83 +35,134 @@ void start_of(const int8_t* panel, int64_t steps, int32_t* start) {
   __builtin_memcpy(start + kLanes, &high, sizeof high);
 }
 
-// The left operand: bytes of rows, `row` apart, a quad every `step`.
-struct Left {
+// The left operand of y and dx: a quad is four neighbours of a row.
+struct RowBytes {
   const uint8_t* bytes;
   int64_t row;
-  int64_t step;
+  static constexpr int64_t kNext = kQuad;
 };
 
-// out = sum * (row_scale * column_scale) + add, for R rows of a panel.
-struct Finish {
+// That of dw: one of the columns of a panel of quads.
+struct ColumnBytes {
+  const uint8_t* bytes;
+  static constexpr int64_t row = kQuad;
+  static constexpr int64_t kNext = kStep;
+};
+
+// Rows of a tile. Few, so that two tiles fit the registers.
+constexpr int64_t kTile = 4;
+
+// Adds one quad of every row to V vectors of columns.
+template <int V>
+inline void add_products(I32 (&sums)[kTile][V], const uint8_t* const (&rows)[kTile],
+                         int64_t offset, const int8_t* quads) {
+  I32 right[V];
+#pragma GCC unroll 2
+  for (int v = 0; v < V; ++v) right[v] = load_quads(quads + v * (kStep / 2));
+#pragma GCC unroll 4
+  for (int r = 0; r < kTile; ++r) {
+    int32_t quad;
+    __builtin_memcpy(&quad, rows[r] + offset, sizeof quad);
+    const I32 both = quad - I32{};
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) sums[r][v] = multiply_add(both, right[v], sums[r][v]);
+  }
+}
+
+template <int V>
+inline I32 second(const I32 (&sums)[V]) {
+  if constexpr (V == 2) return sums[1];
+  return I32{};
+}
+
+// Multiplies `count` rows with V vectors of a panel's columns and calls finish(row, low, high) with
+// the sums of every row; those of columns that are not computed are zero.
+//
+// A tile is finished among the first products of the next one: their units are not the same, and
+// the processor does not look far enough ahead to find the next products by itself.
+template <int V, typename Left, typename Finish>
+void multiply(int64_t steps, Left left, int64_t count, const int8_t* panel, const int32_t* start,
+              const Finish& given) {
+  // A copy that nothing it writes can change.
+  const Finish finish = given;
+  I32 first[V];
+  for (int v = 0; v < V; ++v) __builtin_memcpy(&first[v], start + v * kLanes, sizeof(I32));
+  I32 done[kTile][V] = {};
+  for (int64_t row = 0; row < count; row += kTile) {
+    // Behind the last row, that row again.
+    const uint8_t* rows[kTile];
+    for (int r = 0; r < kTile; ++r) rows[r] = left.bytes + smaller(row + r, count - 1) * left.row;
+    I32 sums[kTile][V];
+    for (int r = 0; r < kTile; ++r) {
+      for (int v = 0; v < V; ++v) sums[r][v] = first[v];
+    }
+    int64_t offset = 0;
+    const int8_t* quads = panel;
+    const int8_t* const end = panel + steps * kStep;
+#pragma GCC unroll 4
+    for (int r = 0; r < kTile; ++r) {
+      if (quads < end) [[likely]] add_products<V>(sums, rows, offset, quads);
+      offset += Left::kNext;
+      quads += kStep;
+      if (row > 0) [[likely]] finish(row - kTile + r, done[r][0], second(done[r]));
+    }
+    for (; quads < end; quads += kStep, offset += Left::kNext) {
+      add_products<V>(sums, rows, offset, quads);
+    }
+    for (int r = 0; r < kTile; ++r) {
+      for (int v = 0; v < V; ++v) done[r][v] = sums[r][v];
+    }
+  }
+  const int64_t last = (count - 1) / kTile * kTile;
+#pragma GCC unroll 4
+  for (int r = 0; r < kTile; ++r) {
+    if (last + r < count) finish(last + r, done[r][0], second(done[r]));
+  }
+}
+
+// For a panel of which `columns` are used.
+template <typename Left, typename Finish>
+inline void multiply_panel(int64_t columns, int64_t steps, Left left, int64_t count,
+                           const int8_t* panel, const int32_t* start, const Finish& finish) {
+  const auto product = columns <= kLanes ? multiply<1, Left, Finish> : multiply<2, Left, Finish>;
+  product(steps, left, count, panel, start, finish);
+}
+
+// out = sum * (row_scale * column_scale) + shift
+struct Outputs {
   const float* row_scale;
-  const float* column_scale;  // [kPanel]
-  const float* add;           // rows `add_row` apart
-  int64_t add_row;
+  const float* column_scale;  // [kPanel], like shift
+  const float* shift;
   float* out;                 // rows `out_row` apart
   int64_t out_row;
+
+  void operator()(int64_t row, I32 low, I32 high) const {
+    const F32 scale = all(row_scale[row]);
+    float* to = out + row * out_row;
+    store(to, to_float(low) * (scale * load(column_scale)) + load(shift));
+    store(to + kLanes, to_float(high) * (scale * load(column_scale + kLanes)) +
+                           load(shift + kLanes));
+  }
 };
 
-// For R rows and V vectors of columns; the sums of the others are zero.
-template <int R, int V>
-void multiply(int64_t steps, Left left, const int8_t* panel, const int32_t* start,
-              const Finish& finish) {
-  // One pointer for three rows: more would not fit the registers.
-  constexpr int kPointers = (R + 2) / 3;
-  const uint8_t* rows[kPointers];
-  for (int i = 0; i < kPointers; ++i) rows[i] = left.bytes + 3 * i * left.row;
-  I32 sums[R][V];
-  for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < V; ++v) __builtin_memcpy(&sums[r][v], start + v * kLanes, sizeof(I32));
-  }
-  for (int64_t step = 0; step < steps; ++step) {
-    I32 right[V];
-    for (int v = 0; v < V; ++v) right[v] = load_quads(panel + v * (kStep / 2));
-    panel += kStep;
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) {
-      int32_t quad;
-      __builtin_memcpy(&quad, rows[r / 3] + r % 3 * left.row, sizeof quad);
-      const I32 both = quad - I32{};
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) sums[r][v] = multiply_add(both, right[v], sums[r][v]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < kPointers; ++i) rows[i] += left.step;
-  }
-#pragma GCC unroll 2
-  for (int v = 0; v < 2; ++v) {
-    const F32 column_scale = load(finish.column_scale + v * kLanes);
-#pragma GCC unroll 12
-    for (int r = 0; r < R; ++r) {
-      const F32 sum = v < V ? to_float(sums[r][v < V ? v : 0]) : F32{};
-      const F32 scale = all(finish.row_scale[r]) * column_scale;
-      const F32 add = load(finish.add + r * finish.add_row + v * kLanes);
-      store(finish.out + r * finish.out_row + v * kLanes, sum * scale + add);
-    }
-  }
-}
+// out = sum * row_scale, plus what is there already unless it is the first.
+template <bool kFirst>
+struct Sums {
+  const float* row_scale;
+  float* out;  // [rows][kPanel]
 
-using Multiply = void (*)(int64_t, Left, const int8_t*, const int32_t*, const Finish&);
-
-template <int V, int... R>
-struct Multiplies {
-  static constexpr Multiply kOf[] = {multiply<R + 1, V>...};
+  void operator()(int64_t row, I32 low, I32 high) const {
+    const F32 scale = all(row_scale[row]);
+    float* to = out + row * kPanel;
+    const F32 parts[2] = {to_float(low) * scale, to_float(high) * scale};
+    store(to, kFirst ? parts[0] : parts[0] + load(to));
+    store(to + kLanes, kFirst ? parts[1] : parts[1] + load(to + kLanes));
+  }
 };
-template <int V, int... R>
-Multiplies<V, R...> multiplies(std::integer_sequence<int, R...>);
 
-// For `rows` rows and the columns of a panel that are used.
-inline Multiply multiply_for(int64_t rows, int64_t columns) {
-  using Counts = std::make_integer_sequence<int, int(kInt8TrainingRows)>;
-  using One = decltype(multiplies<1>(Counts()));
-  using Two = decltype(multiplies<2>(Counts()));
-  return columns <= kLanes ? One::kOf[rows - 1] : Two::kOf[rows - 1];
-}
-
-constexpr float kOnes[kPanel] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-constexpr float kZeros[kPanel] = {};
+alignas(64) constexpr float kOnes[kPanel] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
+                                             1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+alignas(64) constexpr float kZeros[kPanel] = {};
 
 }  // namespace
 }  // namespace DQRM_LEVEL
