@@ -57,7 +57,8 @@ def compare_accuracy(config: RunConfig, seeds: Sequence[int], recipe: str | None
         recipe: begins the names of the runs.
 
     Returns:
-        FP32, FP32 quantized row-wise afterwards, and the recipe as configured.
+        FP32, FP32 quantized row-wise afterwards (unless ``quant.bits`` is 32), and the recipe as
+        configured.
 
     Raises:
         ValueError: the data set has no test split, or the recipe does not quantize.
@@ -65,23 +66,36 @@ def compare_accuracy(config: RunConfig, seeds: Sequence[int], recipe: str | None
     dataset = PreparedDataset.open(config.data.path)
     if "test" not in dataset.manifest.splits:
         raise ValueError(f"{dataset.path}: no test split to compare on")
-    if config.quant.bits == 32:
+    quant = config.quant
+    if quant.bits == 32 and quant.storage == "fp32":
         raise ValueError("quant.bits=32: give the low-bit recipe; FP32 is trained beside it")
     in_full = {"bits": 32, "mlp_bits": 32, "table_bits": {}, "storage": "fp32"}
-    full = _change(config, "quant", in_full)
-    after = _change(config, "quant", {"granularity": "row", "scale_period": 0, "storage": "fp32"})
-    bits = f"INT{config.quant.bits}"
-    trained = bits if config.quant.storage == "fp32" else f"{bits}-{config.quant.storage}-rows"
-    arms = [
-        Arm("FP32", sizes_of(full, dataset).packed_bytes),
-        Arm(f"FP32, then {bits} by row", sizes_of(after, dataset).packed_bytes),
-        Arm(trained, sizes_of(config, dataset).packed_bytes),
-    ]
+    full = _change(_change(config, "quant", in_full), "train", {"precision": "fp32"})
+    baseline = Arm("FP32", sizes_of(full, dataset).packed_bytes)
+    after = _change(full, "quant", {**quant.model_dump(), **_AFTERWARDS})
+    quantized = Arm(f"FP32, then INT{quant.bits} by row", sizes_of(after, dataset).packed_bytes)
+    trained = Arm(_name(config), sizes_of(config, dataset).packed_bytes)
+    arms = [baseline, *([quantized] if quant.bits != 32 else []), trained]
     for seed in seeds:
-        result = _train(full, seed, recipe, arms[0], dataset)
-        _quantize_afterwards(_change(after, "train", {"seed": seed}), result, dataset, arms[1])
-        _train(config, seed, recipe, arms[2], dataset)
+        result = _train(full, seed, recipe, baseline, dataset)
+        if quantized in arms:
+            _quantize_afterwards(
+                _change(after, "train", {"seed": seed}), result, dataset, quantized
+            )
+        _train(config, seed, recipe, trained, dataset)
     return arms
+
+
+_AFTERWARDS = {"granularity": "row", "scale_period": 0, "storage": "fp32"}
+
+
+def _name(config: RunConfig) -> str:
+    """Name the arm that trains as configured, in a form that run names take."""
+    quant, precision = config.quant, config.train.precision
+    parts = [f"INT{quant.bits}"] if quant.bits != 32 else []
+    parts += [f"{quant.storage}-rows"] if quant.storage != "fp32" else []
+    parts += [f"{precision}-products"] if precision != "fp32" else []
+    return "-".join(parts)
 
 
 def _change(config: RunConfig, section: str, values: dict[str, Any]) -> RunConfig:
