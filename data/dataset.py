@@ -39,18 +39,29 @@ class Split:
         return -(-self.num_rows // batch_size)
 
     def batches(
-        self, batch_size: int, *, order: RowOrder | None = None, start_batch: int = 0
+        self,
+        batch_size: int,
+        *,
+        order: RowOrder | None = None,
+        start_batch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> Iterator[Batch]:
         """Yield the batches of one pass from number `start_batch` on.
+
+        Of a batch of n rows, `rank` gets those from n * rank // world_size on, up to where the
+        next rank's begin; together the ranks get every row once, and a rank none where n is small.
 
         Rows come in file order, or in `order`. A pass started at batch k yields exactly the
         batches that a whole pass yields from its k-th on, and reads at most one window for rows
         it does not yield. Memory: one window of rows (`order.window_rows`, 2^18 in file order).
 
         Raises:
-            ValueError: `batch_size` < 1, `start_batch` out of range, or an order of another
-                number of rows.
+            ValueError: `batch_size` < 1, `start_batch` or `rank` out of range, or an order of
+                another number of rows.
         """
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank}: must be from 0 to {world_size - 1}")
         if batch_size < 1 or not 0 <= start_batch <= self.num_batches(batch_size):
             raise ValueError(
                 f"batch_size={batch_size}, start_batch={start_batch}: the split has "
@@ -58,11 +69,20 @@ class Split:
             )
         if order is not None and order.num_rows != self.num_rows:
             raise ValueError(f"the order is for {order.num_rows} rows, not {self.num_rows}")
-        return self._batches(batch_size, order or FileOrder(self.num_rows), start_batch)
+        chosen = order or FileOrder(self.num_rows)
+        return self._batches(batch_size, chosen, start_batch, rank, world_size)
 
     def _batches(
-        self, batch_size: int, order: RowOrder | FileOrder, start_batch: int
+        self,
+        batch_size: int,
+        order: RowOrder | FileOrder,
+        start_batch: int,
+        rank: int,
+        world_size: int,
     ) -> Iterator[Batch]:
+        def share(count: int) -> tuple[int, int]:
+            return count * rank // world_size, count * (rank + 1) // world_size
+
         place = start_batch * batch_size
         first = int(np.searchsorted(order.window_starts, place, side="right")) - 1
         rest: Rows | None = None  # rows of a batch that began in the window before
@@ -74,15 +94,24 @@ class Split:
             at = max(0, place - int(order.window_starts[window]))
             last = window == order.num_windows - 1
             while at < size:
-                stop = at + batch_size - (0 if rest is None else len(rest))
-                part = rows.slice(at, stop) if shuffle is None else rows.take(shuffle[at:stop])
-                at += len(part)
+                before = 0 if rest is None else len(rest)
+                count = min(batch_size - before, size - at)
+                ends = before + count == batch_size or last
+                # Batches that lie in one window, nearly all, are cut before they are copied.
+                first_row, last_row = share(count) if ends and rest is None else (0, count)
+                begin, stop = at + first_row, at + last_row
+                part = (
+                    rows.slice(begin, stop) if shuffle is None else rows.take(shuffle[begin:stop])
+                )
+                at += count
                 if rest is not None:
                     part, rest = Rows.concat([rest, part]), None
-                if len(part) < batch_size and not last:
-                    rest = part
-                else:
+                    if ends:
+                        part = part.slice(*share(len(part)))
+                if ends:
                     yield make_batch(part, self._schema)
+                else:
+                    rest = part
 
     def rows(self, start: int = 0, stop: int | None = None) -> Rows:
         """Rows start to stop as stored, copied into memory; all of them by default."""

@@ -107,6 +107,31 @@ def test_batches_hold_the_rows_of_the_order(
         assert_same(batch, make_batch(rows.take(chosen), schema))
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 64, 200, 1000])
+@pytest.mark.parametrize("window_rows", [None, 3, 32, 100, 1 << 20])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_ranks_share_every_batch(
+    prepared: tuple[Split, Rows, Schema], batch_size: int, window_rows: int | None, world_size: int
+) -> None:
+    split, rows, schema = prepared
+    order = None if window_rows is None else RowOrder(200, 3, 1, window_rows)
+    sequence = np.arange(200) if order is None else order_of(order)
+    ranks = [
+        split.batches(batch_size, order=order, start_batch=2, rank=rank, world_size=world_size)
+        if split.num_batches(batch_size) >= 2
+        else iter(())
+        for rank in range(world_size)
+    ]
+    for number, shares in enumerate(zip(*ranks, strict=True), start=2):
+        chosen = sequence[number * batch_size : (number + 1) * batch_size]
+        sizes = [len(share) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+        cuts = np.cumsum([0, *sizes])
+        assert cuts[-1] == len(chosen)
+        for share, start, stop in zip(shares, cuts, cuts[1:], strict=False):
+            assert_same(share, make_batch(rows.take(chosen[start:stop]), schema))
+
+
 @pytest.mark.parametrize("window_rows", [32, 70, 1 << 20])
 def test_restart_yields_the_same_batches(
     prepared: tuple[Split, Rows, Schema], window_rows: int
@@ -209,6 +234,8 @@ def test_impossible_requests_are_refused(prepared: tuple[Split, Rows, Schema]) -
         split.batches(50, start_batch=5)
     with pytest.raises(ValueError, match="the order is for 100 rows, not 200"):
         split.batches(50, order=RowOrder(100, 0, 0))
+    with pytest.raises(ValueError, match="rank=2: must be from 0 to 1"):
+        split.batches(50, rank=2, world_size=2)
 
 
 def test_missing_parts_are_named(tmp_path: Path) -> None:
