@@ -20,13 +20,13 @@ struct Block {
   int64_t begin;
   int64_t rows;
   int64_t first_quad;
-  int64_t batch_quads;
+  int64_t panel_quads;
 };
 
 inline Block block_of(Int8TrainingBatch batch, int64_t number) {
   const int64_t begin = number * batch.block_rows;
   return {number, begin, smaller(batch.block_rows, batch.rows - begin), begin / kQuad,
-          quads_of(batch.rows)};
+          batch.panel_quads};
 }
 
 // A [rows, columns] product of a block, in scratch.
@@ -66,14 +66,14 @@ void quantize_input(const Int8TrainingLayer& layer, MlpOutside from, const Block
         store_bytes(scratch.bytes + (row + q) * scratch.width + first, with_128(codes[q]));
       }
       if (training) {
-        const int64_t quad = panel * block.batch_quads + block.first_quad + row / kQuad;
+        const int64_t quad = panel * block.panel_quads + block.first_quad + row / kQuad;
         store_quads(layer.input_quads + quad * kStep, codes);
       }
     }
   }
   if (!training) return;
   for (int64_t panel = 0; panel < panels_of(layer.inputs); ++panel) {
-    start_of(layer.input_quads + (panel * block.batch_quads + block.first_quad) * kStep,
+    start_of(layer.input_quads + (panel * block.panel_quads + block.first_quad) * kStep,
              quads_of(block.rows),
              layer.input_start + (block.number * panels_of(layer.inputs) + panel) * kPanel);
   }
@@ -207,7 +207,7 @@ void quantize_columns(const Int8TrainingLayer& layer, const Block& block, const 
       reciprocals[lane] = scale.reciprocal;
     }
     const Columns factor = load_columns(reciprocals, kPanel);
-    uint8_t* to = layer.gradient_quads + (panel * block.batch_quads + block.first_quad) * kStep;
+    uint8_t* to = layer.gradient_quads + (panel * block.panel_quads + block.first_quad) * kStep;
     for (int64_t i = 0; i < block.rows; i += kQuad, to += kStep) {
       Codes codes[kQuad] = {};
       for (int64_t q = 0; q < smaller(kQuad, block.rows - i); ++q) {
@@ -262,14 +262,13 @@ void weight_gradient(const Int8TrainingLayer& layer, int64_t panel, Int8Training
   const int64_t outputs = smaller(kPanel, layer.outputs - first);
   const int64_t blocks = (batch.rows + batch.block_rows - 1) / batch.block_rows;
   const int64_t width = panels_of(layer.outputs) * kPanel;
-  const int64_t batch_quads = quads_of(batch.rows);
   for (int64_t q = 0; q < panels_of(layer.inputs); ++q) {
     const int64_t columns = layer.inputs - q * kPanel;
     const auto add = [&](int64_t number, const auto& finish) {
       const Block block = block_of(batch, number);
       const uint8_t* left =
-          layer.gradient_quads + (panel * batch_quads + block.first_quad) * kStep;
-      const int8_t* right = layer.input_quads + (q * batch_quads + block.first_quad) * kStep;
+          layer.gradient_quads + (panel * batch.panel_quads + block.first_quad) * kStep;
+      const int8_t* right = layer.input_quads + (q * batch.panel_quads + block.first_quad) * kStep;
       multiply_panel(columns, quads_of(block.rows), ColumnBytes{left}, outputs, right,
                      layer.input_start + (number * panels_of(layer.inputs) + q) * kPanel, finish);
     };

@@ -43,10 +43,10 @@ struct Int8TrainingLayer {
   int32_t* backward_start;  // [inputs], likewise
 
   float* input_scale;       // [batch]
-  int8_t* input_quads;      // [panels of inputs][row quads][kInt8TrainingPanel][4]
+  int8_t* input_quads;      // [panels of inputs][panel_quads][kInt8TrainingPanel][4]
   int32_t* input_start;     // [blocks][inputs]
   uint32_t* positive;       // [batch][panels of outputs], a bit a column; only after a ReLU
-  uint8_t* gradient_quads;  // [panels of outputs][row quads][kInt8TrainingPanel][4]
+  uint8_t* gradient_quads;  // [panels of outputs][panel_quads][kInt8TrainingPanel][4]
   float* gradient_scale;    // [blocks][outputs]
   float* bias_parts;        // [blocks][outputs], sums of the gradient's rows
 };
@@ -54,7 +54,8 @@ struct Int8TrainingLayer {
 // Rows that share the scales of dw, and how all rows are cut into such blocks.
 struct Int8TrainingBatch {
   int64_t rows;
-  int64_t block_rows;  // a multiple of 4
+  int64_t block_rows;   // a multiple of 4
+  int64_t panel_quads;  // row quads from one panel to the next
 };
 
 // Room for one block, of one thread. `width` is that of the widest layer, in whole panels.

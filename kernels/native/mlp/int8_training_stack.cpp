@@ -27,6 +27,9 @@ char* thread_bytes(int64_t count) {
   return bytes.get();
 }
 
+// Panels a power of two apart would share a few cache sets.
+int64_t panel_quads(int64_t batch) { return quads(batch) + 7; }
+
 // As many parts as layers have panels of outputs, and which is which.
 std::vector<int64_t> output_panels(const std::vector<Int8TrainingLayer>& layers) {
   std::vector<int64_t> counts;
@@ -82,10 +85,10 @@ int64_t Int8TrainingStack::place(char* base, int64_t batch, bool training,
     to.backward_panels = pieces.take<int8_t>(inputs * quads(from.outputs) * 4);
     to.backward_start = pieces.take<int32_t>(inputs);
     to.input_scale = pieces.take<float>(batch);
-    to.input_quads = pieces.take<int8_t>(inputs * quads(batch) * 4);
+    to.input_quads = pieces.take<int8_t>(inputs * panel_quads(batch) * 4);
     to.input_start = pieces.take<int32_t>(blocks * inputs);
     to.positive = pieces.take<uint32_t>(batch * panels(from.outputs));
-    to.gradient_quads = pieces.take<uint8_t>(outputs * quads(batch) * 4);
+    to.gradient_quads = pieces.take<uint8_t>(outputs * panel_quads(batch) * 4);
     to.gradient_scale = pieces.take<float>(blocks * outputs);
     to.bias_parts = pieces.take<float>(blocks * outputs);
   }
@@ -128,7 +131,7 @@ void Int8TrainingStack::forward(MlpOutside x, int64_t batch, MlpOutside y, void*
     for (const Int8TrainingLayer& layer : layers) loops_->start_backward(layer);
   }
 
-  const Int8TrainingBatch cut{batch, int8_training_block_rows(batch)};
+  const Int8TrainingBatch cut{batch, int8_training_block_rows(batch), panel_quads(batch)};
   auto run = [&](int64_t block) {
     loops_->forward(layers.data(), int64_t(layers.size()), x, y, cut, block, training,
                     scratch(cut.block_rows));
@@ -140,7 +143,7 @@ void Int8TrainingStack::backward(MlpOutside grad_y, int64_t batch, MlpOutside gr
                          uint64_t key, int threads) const {
   std::vector<Int8TrainingLayer> layers;
   place(aligned(workspace), batch, true, &layers);
-  const Int8TrainingBatch cut{batch, int8_training_block_rows(batch)};
+  const Int8TrainingBatch cut{batch, int8_training_block_rows(batch), panel_quads(batch)};
   auto down = [&](int64_t block) {
     loops_->backward(layers.data(), int64_t(layers.size()), grad_y, grad_x, cut, block, key,
                      first_layer_, scratch(cut.block_rows));
