@@ -9,6 +9,9 @@
 #include "../common/rounding.h"
 #include "int8_training_multiply.inl"
 #include "int8_training_quantize.inl"
+// After what they are made of.
+#include "int8_training_finish.inl"
+#include "int8_training_pack.inl"
 
 namespace dqrm {
 namespace DQRM_LEVEL {
@@ -29,45 +32,60 @@ inline Block block_of(Int8TrainingBatch batch, int64_t number) {
           batch.panel_quads};
 }
 
-// A [rows, columns] product of a block, in scratch.
-void product(const uint8_t* bytes, int64_t width, int64_t steps, const int8_t* panels,
-             const int32_t* start, int64_t columns, int64_t rows, const float* row_scale,
-             const float* column_scale, const float* shift, float* out, int64_t out_row) {
+// Products of the block's codes with all panels; finish_of(panel) finishes one of them.
+template <typename FinishOf>
+void product(const Int8TrainingScratch& scratch, int64_t steps, const int8_t* panels,
+             const int32_t* start, int64_t columns, int64_t rows, FinishOf finish_of) {
   for (int64_t panel = 0; panel < panels_of(columns); ++panel) {
     const int64_t first = panel * kPanel;
-    const Outputs finish{row_scale, column_scale ? column_scale + first : kOnes,
-                         shift ? shift + first : kZeros, out + first, out_row};
-    multiply_panel(columns - first, steps, RowBytes{bytes, width}, rows,
-                   panels + panel * steps * kStep, start + first, finish);
+    multiply_panel(columns - first, steps, RowBytes{scratch.bytes, scratch.width}, rows,
+                   panels + panel * steps * kStep, start + first, finish_of(panel));
   }
 }
 
-// A block of the layer's input as rows and as quads, each row on its own grid.
-void quantize_input(const Int8TrainingLayer& layer, MlpOutside from, const Block& block, bool training,
-                    const Int8TrainingScratch& scratch) {
+void forget_found(const Int8TrainingScratch& scratch, int64_t rows) {
+  __builtin_memset(scratch.found, 0, size_t(rows * kLanes) * sizeof(int32_t));
+}
+
+int32_t found_in(const Int8TrainingScratch& scratch, int64_t row) {
+  return largest_of(I32(_mm512_loadu_si512(scratch.found + row * kLanes)));
+}
+
+// A block of the layer's input as rows and as quads, each row on its own grid. Its largest
+// magnitudes are in scratch.found unless it comes from outside.
+void quantize_input(const Int8TrainingLayer& layer, MlpOutside from, bool outside,
+                    const Block& block, bool training, const Int8TrainingScratch& scratch) {
   for (int64_t row = 0; row < block.rows; row += kQuad) {
     const int64_t count = smaller(kQuad, block.rows - row);
+    const float* values = from.values + row * from.row_stride;
     F32 factors[kQuad] = {};
     for (int64_t q = 0; q < count; ++q) {
-      const float* values = from.values + (row + q) * from.row_stride;
-      const Scale scale = input_scale(largest_magnitude(values, layer.inputs));
+      const int32_t largest = outside
+                                  ? largest_magnitude(values + q * from.row_stride, layer.inputs)
+                                  : found_in(scratch, row + q);
+      const Scale scale = input_scale(largest);
       scratch.row_scales[row + q] = scale.value;
       if (training) layer.input_scale[block.begin + row + q] = scale.value;
       factors[q] = all(scale.reciprocal);
     }
     for (int64_t panel = 0; panel < panels_of(layer.inputs); ++panel) {
       const int64_t first = panel * kPanel;
-      Codes codes[kQuad] = {};
-      for (int64_t q = 0; q < count; ++q) {
-        const Columns value = scaled(
-            load_columns(from.values + (row + q) * from.row_stride + first, layer.inputs - first),
-            factors[q]);
+      const __mmask16 low = lanes(layer.inputs - first);
+      const __mmask16 high = lanes(layer.inputs - first - kLanes);
+      Codes codes[kQuad];
+#pragma GCC unroll 4
+      for (int64_t q = 0; q < kQuad; ++q) {
+        // Zero behind the last row, without reading it.
+        const float* at = values + q * from.row_stride + first;
+        const __mmask16 used = q < count ? 0xFFFF : 0;
+        const Columns value = scaled(load_columns(at, low & used, high & used), factors[q]);
         codes[q] = {rounded(value.low), rounded(value.high)};
-        store_bytes(scratch.bytes + (row + q) * scratch.width + first, with_128(codes[q]));
       }
+      const PackedRows made = packed(codes);
+      store_rows(scratch.bytes + row * scratch.width + first, scratch.width, with_128(made));
       if (training) {
         const int64_t quad = panel * block.panel_quads + block.first_quad + row / kQuad;
-        store_quads(layer.input_quads + quad * kStep, codes);
+        store_quads(layer.input_quads + quad * kStep, made);
       }
     }
   }
@@ -79,146 +97,120 @@ void quantize_input(const Int8TrainingLayer& layer, MlpOutside from, const Block
   }
 }
 
-// Puts zero where `value` is not above zero; a NaN stays. Returns what stayed, a bit a column.
-inline uint32_t rectify(Columns* value) {
-  const __mmask16 low = _mm512_cmp_ps_mask(__m512(value->low), __m512{}, _CMP_NLE_UQ);
-  const __mmask16 high = _mm512_cmp_ps_mask(__m512(value->high), __m512{}, _CMP_NLE_UQ);
-  *value = {F32(_mm512_maskz_mov_ps(low, __m512(value->low))),
-            F32(_mm512_maskz_mov_ps(high, __m512(value->high)))};
-  return uint32_t(low) | uint32_t(high) << 16;
-}
-
-// The ReLU of a block, in place, and to y if y.values is not null.
-void activate(const Int8TrainingLayer& layer, const Block& block, bool training, float* values,
-              int64_t stride, MlpOutside y) {
-  const int64_t panels = panels_of(layer.outputs);
-  for (int64_t row = 0; row < block.rows; ++row) {
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      float* at = values + row * stride + panel * kPanel;
-      Columns value = load_columns(at, kPanel);
-      if (layer.relu) {
-        const uint32_t bits = rectify(&value);
-        if (training) layer.positive[(block.begin + row) * panels + panel] = bits;
-        store_columns(at, value, kPanel);
-      }
-      if (y.values) {
-        store_columns(y.values + (block.begin + row) * y.row_stride + panel * kPanel, value,
-                      layer.outputs - panel * kPanel);
-      }
-    }
-  }
-}
-
 void forward(const Int8TrainingLayer* layers, int64_t count, MlpOutside x, MlpOutside y,
-             Int8TrainingBatch batch, int64_t number, bool training, const Int8TrainingScratch& scratch) {
+             Int8TrainingBatch batch, int64_t number, bool training,
+             const Int8TrainingScratch& scratch) {
   const Block block = block_of(batch, number);
   MlpOutside from{x.values + block.begin * x.row_stride, x.row_stride};
-  float* out = scratch.values[0];
   for (int64_t i = 0; i < count; ++i) {
     const Int8TrainingLayer& layer = layers[i];
     const bool last = i + 1 == count;
-    quantize_input(layer, from, block, training, scratch);
-    product(scratch.bytes, scratch.width, quads_of(layer.inputs), layer.forward_panels,
-            layer.forward_start, layer.outputs, block.rows, scratch.row_scales, layer.scale,
-            layer.shift, out, scratch.value_stride);
-    if (layer.relu || last) {
-      activate(layer, block, training, out, scratch.value_stride, last ? y : MlpOutside{});
-    }
-    from = {out, scratch.value_stride};
-  }
-}
-
-// A block of a gradient of the layer's output, zero where the ReLU gave zero, from `from` to `to`.
-void mask_gradient(const Int8TrainingLayer& layer, const Block& block, MlpOutside from, float* to,
-                   int64_t stride) {
-  const int64_t panels = panels_of(layer.outputs);
-  for (int64_t row = 0; row < block.rows; ++row) {
-    const uint32_t* positive = layer.positive + (block.begin + row) * panels;
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      Columns value = load_columns(from.values + row * from.row_stride + panel * kPanel,
-                                   layer.outputs - panel * kPanel);
-      if (layer.relu) {
-        const uint32_t bits = positive[panel];
-        value = {F32(_mm512_maskz_mov_ps(__mmask16(bits), __m512(value.low))),
-                 F32(_mm512_maskz_mov_ps(__mmask16(bits >> 16), __m512(value.high)))};
-      }
-      store_columns(to + row * stride + panel * kPanel, value, kPanel);
-    }
+    quantize_input(layer, from, i == 0, block, training, scratch);
+    forget_found(scratch, block.rows);
+    const MlpOutside to =
+        last ? MlpOutside{y.values + block.begin * y.row_stride, y.row_stride}
+             : MlpOutside{scratch.values, scratch.value_stride};
+    const int64_t panels = panels_of(layer.outputs);
+    uint32_t* positive =
+        training && layer.relu ? layer.positive + block.begin * panels : nullptr;
+    product(scratch, quads_of(layer.inputs), layer.forward_panels, layer.forward_start,
+            layer.outputs, block.rows, [&](int64_t panel) {
+              const int64_t first = panel * kPanel;
+              return Outputs{scratch.row_scales,
+                             layer.scale + first,
+                             layer.shift + first,
+                             layer.relu ? 0.0f : -__builtin_inff(),
+                             positive ? positive + panel : nullptr,
+                             panels,
+                             scratch.found,
+                             {to.values + first, to.row_stride, layer.outputs - first}};
+            });
+    from = to;
   }
 }
 
 // The upper half of the row number tells apart what is rounded in a step.
 inline int64_t stream(int64_t layer, int64_t operand) { return (2 * layer + operand) << 32; }
 
-// The left operand of dx: every row times the weights' scales, on its own grid.
-void quantize_rows(const Int8TrainingLayer& layer, const Block& block, const float* gradient,
-                   uint64_t key, int64_t layer_number, const Int8TrainingScratch& scratch) {
-  const int64_t panels = panels_of(layer.outputs);
-  const auto weighted = [&](const float* row, int64_t panel) -> Columns {
-    const Columns value = load_columns(row + panel * kPanel, kPanel);
-    const Columns scale = load_columns(layer.scale + panel * kPanel, kPanel);
-    return {value.low * scale.low, value.high * scale.high};
-  };
-  for (int64_t i = 0; i < block.rows; ++i) {
-    const float* row = gradient + i * scratch.value_stride;
-    I32 found{};
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const Columns value = weighted(row, panel);
-      found = larger(found, larger(magnitude(value.low), magnitude(value.high)));
+// The gradient's panel of a block.
+Gradients gradients_of(const Int8TrainingLayer& layer, const Block& block, int64_t panel, float* to,
+                       const Int8TrainingScratch& scratch) {
+  static constexpr uint32_t kAll = ~uint32_t(0);
+  const int64_t panels = panels_of(layer.outputs), first = panel * kPanel;
+  const int64_t place = (block.number * panels + panel) * kPanel;
+  return {layer.relu ? layer.positive + block.begin * panels + panel : &kAll,
+          layer.relu ? panels : 0,
+          layer.scale + first,
+          layer.input_scale + block.begin,
+          scratch.found,
+          to + first,
+          scratch.value_stride,
+          layer.bias_parts + place,
+          layer.gradient_scale + place,
+          scratch.column_factors + first};
+}
+
+// The gradient that the caller has of the last layer's output.
+void take_gradient(const Int8TrainingLayer& layer, const Block& block, MlpOutside from, float* to,
+                   const Int8TrainingScratch& scratch) {
+  for (int64_t panel = 0; panel < panels_of(layer.outputs); ++panel) {
+    const int64_t first = panel * kPanel;
+    Gradients gradients = gradients_of(layer, block, panel, to, scratch);
+    for (int64_t row = 0; row < block.rows; ++row) {
+      const float* at = from.values + (block.begin + row) * from.row_stride + first;
+      // Lines so far apart are not what the processor foresees.
+      __builtin_prefetch(at + kPanel);
+      __builtin_prefetch(at + kPanel + kLanes);
+      gradients.take(row, load_columns(at, layer.outputs - first));
     }
-    const Scale scale = gradient_scale(largest_of(found));
-    scratch.row_scales[i] = scale.value;
-    const F32 factor = all(scale.reciprocal);
-    const uint32_t bits_key = row_key(key, stream(layer_number, 0) + block.begin + i);
-    for (int64_t panel = 0; panel < panels; ++panel) {
-      const U32 bits = random_lanes(bits_key, uint32_t(panel * kLanes));
-      const Codes codes = rounded(scaled(weighted(row, panel), factor), bits);
-      store_bytes(scratch.bytes + i * scratch.width + panel * kPanel, with_128(codes));
-    }
+    gradients.close();
   }
 }
 
-// The left operand of dw: every column times the rows' scales, on its own grid; and db.
-void quantize_columns(const Int8TrainingLayer& layer, const Block& block, const float* gradient,
-                      uint64_t key, int64_t layer_number, const Int8TrainingScratch& scratch) {
-  const int64_t panels = panels_of(layer.outputs);
-  uint32_t* keys = reinterpret_cast<uint32_t*>(scratch.row_scales);
-  for (int64_t i = 0; i < block.rows; ++i) {
-    keys[i] = row_key(key, stream(layer_number, 1) + block.begin + i);
-  }
-  const float* row_scales = layer.input_scale + block.begin;
-  for (int64_t panel = 0; panel < panels; ++panel) {
-    const int64_t place = (block.number * panels + panel) * kPanel;
-    const float* column = gradient + panel * kPanel;
-    I32 low{}, high{};
-    Columns sum{};
-    for (int64_t i = 0; i < block.rows; ++i) {
-      const Columns value = load_columns(column + i * scratch.value_stride, kPanel);
-      sum = {sum.low + value.low, sum.high + value.high};
-      const Columns weighted = scaled(value, all(row_scales[i]));
-      low = larger(low, magnitude(weighted.low));
-      high = larger(high, magnitude(weighted.high));
-    }
-    store_columns(layer.bias_parts + place, sum, kPanel);
-    alignas(64) float reciprocals[kPanel];
-    for (int lane = 0; lane < kPanel; ++lane) {
-      const Scale scale = gradient_scale(lane < kLanes ? low[lane] : high[lane - kLanes]);
-      layer.gradient_scale[place + lane] = scale.value;
-      reciprocals[lane] = scale.reciprocal;
-    }
-    const Columns factor = load_columns(reciprocals, kPanel);
-    uint8_t* to = layer.gradient_quads + (panel * block.panel_quads + block.first_quad) * kStep;
-    for (int64_t i = 0; i < block.rows; i += kQuad, to += kStep) {
-      Codes codes[kQuad] = {};
-      for (int64_t q = 0; q < smaller(kQuad, block.rows - i); ++q) {
-        const Columns value =
-            scaled(load_columns(column + (i + q) * scratch.value_stride, kPanel),
-                   all(row_scales[i + q]));
-        const U32 bits = random_lanes(keys[i + q], uint32_t(panel * kLanes));
-        codes[q] = with_128(
-            rounded(Columns{value.low * factor.low, value.high * factor.high}, bits));
+// The left operands of dx, every row times the weights' scales on its own grid, if anybody wants
+// it, and of dw, every column times the rows' scales on its own grid.
+template <bool kRows>
+void quantize_gradient(const Int8TrainingLayer& layer, const Block& block, const float* gradient,
+                       uint64_t key, int64_t layer_number, const Int8TrainingScratch& scratch) {
+  for (int64_t row = 0; row < block.rows; row += kQuad) {
+    const float* values[kQuad];
+    uint32_t row_keys[kQuad], column_keys[kQuad];
+    F32 row_factors[kQuad], input_scales[kQuad];
+    for (int64_t q = 0; q < kQuad; ++q) {
+      // Behind the last row, that row again; nobody will see it.
+      const int64_t at = smaller(row + q, block.rows - 1);
+      values[q] = gradient + at * scratch.value_stride;
+      if constexpr (kRows) {
+        const Scale scale = gradient_scale(found_in(scratch, at));
+        scratch.row_scales[at] = scale.value;
+        row_factors[q] = all(scale.reciprocal);
       }
-      store_quads(to, codes);
+      input_scales[q] = all(layer.input_scale[block.begin + at]);
+      row_keys[q] = row_key(key, stream(layer_number, 0) + block.begin + at);
+      column_keys[q] = row_key(key, stream(layer_number, 1) + block.begin + at);
+    }
+    for (int64_t panel = 0; panel < panels_of(layer.outputs); ++panel) {
+      const int64_t first = panel * kPanel;
+      const uint32_t element = uint32_t(panel * kLanes);
+      const Columns weight_scale = load_columns(layer.scale + first, kPanel);
+      const Columns column_factor = load_columns(scratch.column_factors + first, kPanel);
+      Codes rows[kQuad], columns[kQuad];
+#pragma GCC unroll 4
+      for (int64_t q = 0; q < kQuad; ++q) {
+        const Columns value = load_columns(values[q] + first, kPanel);
+        if constexpr (kRows) {
+          rows[q] = rounded(scaled(scaled(value, weight_scale), row_factors[q]),
+                            random_lanes(row_keys[q], element));
+        }
+        columns[q] = rounded(scaled(scaled(value, input_scales[q]), column_factor),
+                             random_lanes(column_keys[q], element));
+      }
+      if constexpr (kRows) {
+        store_rows(scratch.bytes + row * scratch.width + first, scratch.width,
+                   with_128(packed(rows)));
+      }
+      const int64_t quad = panel * block.panel_quads + block.first_quad + row / kQuad;
+      store_quads(layer.gradient_quads + quad * kStep, with_128(packed(columns)));
     }
   }
 }
@@ -227,32 +219,34 @@ void backward(const Int8TrainingLayer* layers, int64_t count, MlpOutside grad_y,
               Int8TrainingBatch batch, int64_t number, uint64_t key, int64_t first_layer,
               const Int8TrainingScratch& scratch) {
   const Block block = block_of(batch, number);
-  const int64_t stride = scratch.value_stride;
-  float* gradient = scratch.values[0];
-  float* below = scratch.values[1];
-  mask_gradient(layers[count - 1], block,
-                {grad_y.values + block.begin * grad_y.row_stride, grad_y.row_stride}, gradient,
-                stride);
+  float* gradient = scratch.values;
+  forget_found(scratch, block.rows);
+  take_gradient(layers[count - 1], block, grad_y, gradient, scratch);
   for (int64_t i = count; i-- > 0;) {
     const Int8TrainingLayer& layer = layers[i];
-    if (i > 0 || grad_x.values) {
-      quantize_rows(layer, block, gradient, key, first_layer + i, scratch);
-      product(scratch.bytes, scratch.width, quads_of(layer.outputs), layer.backward_panels,
-              layer.backward_start, layer.inputs, block.rows, scratch.row_scales, nullptr, nullptr,
-              below, stride);
+    const auto below = [&](auto finish_of) {
+      product(scratch, quads_of(layer.outputs), layer.backward_panels, layer.backward_start,
+              layer.inputs, block.rows, finish_of);
+    };
+    if (i == 0 && !grad_x.values) {
+      quantize_gradient<false>(layer, block, gradient, key, first_layer + i, scratch);
+      return;
     }
-    quantize_columns(layer, block, gradient, key, first_layer + i, scratch);
-    if (i > 0) {
-      mask_gradient(layers[i - 1], block, {below, stride}, below, stride);
-      std::swap(gradient, below);
+    quantize_gradient<true>(layer, block, gradient, key, first_layer + i, scratch);
+    if (i == 0) {
+      float* to = grad_x.values + block.begin * grad_x.row_stride;
+      below([&](int64_t panel) {
+        const int64_t first = panel * kPanel;
+        return GradientsOutside{scratch.row_scales,
+                                {to + first, grad_x.row_stride, layer.inputs - first}};
+      });
+      return;
     }
-  }
-  if (!grad_x.values) return;
-  for (int64_t row = 0; row < block.rows; ++row) {
-    for (int64_t first = 0; first < layers->inputs; first += kPanel) {
-      store_columns(grad_x.values + (block.begin + row) * grad_x.row_stride + first,
-                    load_columns(below + row * stride + first, kPanel), layers->inputs - first);
-    }
+    forget_found(scratch, block.rows);
+    below([&](int64_t panel) {
+      return GradientsBelow{scratch.row_scales,
+                            gradients_of(layers[i - 1], block, panel, gradient, scratch)};
+    });
   }
 }
 
@@ -292,7 +286,8 @@ void weight_gradient(const Int8TrainingLayer& layer, int64_t panel, Int8Training
 
 }  // namespace
 
-extern const Int8TrainingLoops int8_training_loops = {pack, start_backward, forward, backward, weight_gradient};
+extern const Int8TrainingLoops int8_training_loops = {pack, start_backward, forward, backward,
+                                                      weight_gradient};
 
 }  // namespace DQRM_LEVEL
 }  // namespace dqrm

@@ -60,11 +60,13 @@ struct Int8TrainingBatch {
 
 // Room for one block, of one thread. `width` is that of the widest layer, in whole panels.
 struct Int8TrainingScratch {
-  float* values[2];   // [block rows][value_stride]
+  float* values;          // [block rows][value_stride]
   int64_t value_stride;
-  uint8_t* bytes;     // [block rows][width]
+  uint8_t* bytes;         // [block rows][width]
   int64_t width;
-  float* row_scales;  // [block rows]
+  float* row_scales;      // [block rows]
+  int32_t* found;         // [block rows][lanes of a vector]
+  float* column_factors;  // [width]
 };
 
 struct Int8TrainingLoops {

@@ -76,15 +76,15 @@ inline I32 second(const I32 (&sums)[V]) {
 }
 
 // Multiplies `count` rows with V vectors of a panel's columns and calls finish(row, low, high) with
-// the sums of every row; those of columns that are not computed are zero.
+// the sums of every row, those of columns that are not computed being zero; then finish.close().
 //
 // A tile is finished among the first products of the next one: their units are not the same, and
 // the processor does not look far enough ahead to find the next products by itself.
 template <int V, typename Left, typename Finish>
 void multiply(int64_t steps, Left left, int64_t count, const int8_t* panel, const int32_t* start,
               const Finish& given) {
-  // A copy that nothing it writes can change.
-  const Finish finish = given;
+  // A copy that nothing it writes can change, and that stays in registers.
+  Finish finish = given;
   I32 first[V];
   for (int v = 0; v < V; ++v) __builtin_memcpy(&first[v], start + v * kLanes, sizeof(I32));
   I32 done[kTile][V] = {};
@@ -118,6 +118,7 @@ void multiply(int64_t steps, Left left, int64_t count, const int8_t* panel, cons
   for (int r = 0; r < kTile; ++r) {
     if (last + r < count) finish(last + r, done[r][0], second(done[r]));
   }
+  finish.close();
 }
 
 // For a panel of which `columns` are used.
@@ -127,42 +128,6 @@ inline void multiply_panel(int64_t columns, int64_t steps, Left left, int64_t co
   const auto product = columns <= kLanes ? multiply<1, Left, Finish> : multiply<2, Left, Finish>;
   product(steps, left, count, panel, start, finish);
 }
-
-// out = sum * (row_scale * column_scale) + shift
-struct Outputs {
-  const float* row_scale;
-  const float* column_scale;  // [kPanel], like shift
-  const float* shift;
-  float* out;                 // rows `out_row` apart
-  int64_t out_row;
-
-  void operator()(int64_t row, I32 low, I32 high) const {
-    const F32 scale = all(row_scale[row]);
-    float* to = out + row * out_row;
-    store(to, to_float(low) * (scale * load(column_scale)) + load(shift));
-    store(to + kLanes, to_float(high) * (scale * load(column_scale + kLanes)) +
-                           load(shift + kLanes));
-  }
-};
-
-// out = sum * row_scale, plus what is there already unless it is the first.
-template <bool kFirst>
-struct Sums {
-  const float* row_scale;
-  float* out;  // [rows][kPanel]
-
-  void operator()(int64_t row, I32 low, I32 high) const {
-    const F32 scale = all(row_scale[row]);
-    float* to = out + row * kPanel;
-    const F32 parts[2] = {to_float(low) * scale, to_float(high) * scale};
-    store(to, kFirst ? parts[0] : parts[0] + load(to));
-    store(to + kLanes, kFirst ? parts[1] : parts[1] + load(to + kLanes));
-  }
-};
-
-alignas(64) constexpr float kOnes[kPanel] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,
-                                             1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-alignas(64) constexpr float kZeros[kPanel] = {};
 
 }  // namespace
 }  // namespace DQRM_LEVEL

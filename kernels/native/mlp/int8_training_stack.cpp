@@ -108,9 +108,11 @@ Int8TrainingScratch Int8TrainingStack::scratch(int64_t block_rows) const {
   made.width = width_;
   const auto place = [&](char* base) {
     Pieces pieces(base);
-    for (float*& values : made.values) values = pieces.take<float>(block_rows * made.value_stride);
+    made.values = pieces.take<float>(block_rows * made.value_stride);
     made.bytes = pieces.take<uint8_t>(block_rows * width_);
     made.row_scales = pieces.take<float>(block_rows);
+    made.found = pieces.take<int32_t>(block_rows * kInt8TrainingPanel / 2);
+    made.column_factors = pieces.take<float>(width_);
     return pieces.used();
   };
   place(aligned(thread_bytes(place(nullptr) + kLineBytes)));
