@@ -19,8 +19,10 @@ with u in (0, 1): gradients are right on average over the random bits, up to 2**
 the grid (stochastic rounding: arXiv 1502.02551; a scale for every row: arXiv 2304.13013). u is
 
     (16 bits + 1/2) / 2**16, the bits those of dqrm.kernels.rounding for
-    row      b + 2**32 * (2 * l + i)            l counts all layers of the stack; i: 0 for qg, 1 qh
+    row      b + 2**32 * l                      l counts all layers of the stack
     element  n // 32 * 16 + n % 16              lower half for n % 32 < 16, upper half otherwise
+
+and the same for qg[b, n] and qh[b, n], which no product ever brings together.
 
 A row of x with a NaN or an infinity gives NaN in the whole row of y, and likewise back.
 """
@@ -95,7 +97,7 @@ def is_int8(layer: LayerSpec) -> bool:
 def block_rows(batch: int) -> int:
     """Return how many rows of a batch share a scale of dw."""
     sixteenth = (batch + 15) // 16
-    return min(128, max(32, (sixteenth + 3) // 4 * 4))
+    return min(128, max(64, (sixteenth + 3) // 4 * 4))
 
 
 @torch.no_grad()
@@ -145,15 +147,13 @@ def int8_backward_reference(
     for number in range(len(layers) - 1, -1, -1):
         if layers[number].relu:
             grad = grad.masked_fill(saved.outputs[number] <= 0, 0.0)
-        chances = [
-            _chances(key, 2 * (first_layer + number) + operand, *grad.shape) for operand in (0, 1)
-        ]
-        qg, s_g = _stochastic(grad * saved.scales[number], chances[0], dim=1)
+        chances = _chances(key, first_layer + number, *grad.shape)
+        qg, s_g = _stochastic(grad * saved.scales[number], chances, dim=1)
         weighted = grad * saved.input_scales[number][:, None]
         weight_gradient = torch.zeros_like(saved.codes[number])
         for begin in range(0, batch, block_rows(batch)):
             rows = slice(begin, begin + block_rows(batch))
-            qh, s_h = _stochastic(weighted[rows], chances[1][rows], dim=0)
+            qh, s_h = _stochastic(weighted[rows], chances[rows], dim=0)
             part = _product(qh.T, saved.inputs[number][rows])
             weight_gradient = part * s_h.T + weight_gradient
         gradients.append((weight_gradient, grad.sum(dim=0)))
@@ -208,9 +208,9 @@ def _finite_or_nan(values: Tensor) -> Tensor:
     return torch.where(values.isfinite(), values, torch.nan)
 
 
-def _chances(key: int, stream: int, batch: int, columns: int) -> Tensor:
+def _chances(key: int, layer: int, batch: int, columns: int) -> Tensor:
     """u of every element, float32 [batch, columns]."""
-    rows = torch.arange(batch) + (stream << 32)
+    rows = torch.arange(batch) + (layer << 32)
     panels = (columns + 31) // 32
     bits = random_bits_reference(key, rows, 0, 16 * panels).view(batch, panels, 1, 16)
     halves = torch.cat([bits & 0xFFFF, bits >> 16], dim=2).reshape(batch, 32 * panels)

@@ -290,11 +290,11 @@ def test_backward_needs_a_key() -> None:
 
 
 def test_blocks_depend_on_the_batch_alone() -> None:
-    assert [block_rows(batch) for batch in (0, 1, 512, 513, 2048, 1 << 20)] == [
-        32,
-        32,
-        32,
-        36,
+    assert [block_rows(batch) for batch in (0, 1, 1024, 1025, 2048, 1 << 20)] == [
+        64,
+        64,
+        64,
+        68,
         128,
         128,
     ]

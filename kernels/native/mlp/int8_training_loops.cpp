@@ -129,9 +129,6 @@ void forward(const Int8TrainingLayer* layers, int64_t count, MlpOutside x, MlpOu
   }
 }
 
-// The upper half of the row number tells apart what is rounded in a step.
-inline int64_t stream(int64_t layer, int64_t operand) { return (2 * layer + operand) << 32; }
-
 // The gradient's panel of a block.
 Gradients gradients_of(const Int8TrainingLayer& layer, const Block& block, int64_t panel, float* to,
                        const Int8TrainingScratch& scratch) {
@@ -174,7 +171,7 @@ void quantize_gradient(const Int8TrainingLayer& layer, const Block& block, const
                        uint64_t key, int64_t layer_number, const Int8TrainingScratch& scratch) {
   for (int64_t row = 0; row < block.rows; row += kQuad) {
     const float* values[kQuad];
-    uint32_t row_keys[kQuad], column_keys[kQuad];
+    uint32_t keys[kQuad];
     F32 row_factors[kQuad], input_scales[kQuad];
     for (int64_t q = 0; q < kQuad; ++q) {
       // Behind the last row, that row again; nobody will see it.
@@ -186,8 +183,8 @@ void quantize_gradient(const Int8TrainingLayer& layer, const Block& block, const
         row_factors[q] = all(scale.reciprocal);
       }
       input_scales[q] = all(layer.input_scale[block.begin + at]);
-      row_keys[q] = row_key(key, stream(layer_number, 0) + block.begin + at);
-      column_keys[q] = row_key(key, stream(layer_number, 1) + block.begin + at);
+      // The upper half tells apart the layers of a step.
+      keys[q] = row_key(key, (layer_number << 32) + block.begin + at);
     }
     for (int64_t panel = 0; panel < panels_of(layer.outputs); ++panel) {
       const int64_t first = panel * kPanel;
@@ -198,12 +195,11 @@ void quantize_gradient(const Int8TrainingLayer& layer, const Block& block, const
 #pragma GCC unroll 4
       for (int64_t q = 0; q < kQuad; ++q) {
         const Columns value = load_columns(values[q] + first, kPanel);
+        const Columns chance = chances(random_lanes(keys[q], element));
         if constexpr (kRows) {
-          rows[q] = rounded(scaled(scaled(value, weight_scale), row_factors[q]),
-                            random_lanes(row_keys[q], element));
+          rows[q] = rounded(scaled(scaled(value, weight_scale), row_factors[q]), chance);
         }
-        columns[q] = rounded(scaled(scaled(value, input_scales[q]), column_factor),
-                             random_lanes(column_keys[q], element));
+        columns[q] = rounded(scaled(scaled(value, input_scales[q]), column_factor), chance);
       }
       if constexpr (kRows) {
         store_rows(scratch.bytes + row * scratch.width + first, scratch.width,

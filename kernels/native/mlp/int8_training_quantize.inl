@@ -83,20 +83,17 @@ inline Scales gradient_scales(I32 largest) {
 // Ties to even; what is not a number becomes some code.
 inline I32 rounded(F32 value) { return I32(_mm512_cvtps_epi32(__m512(value))); }
 
-// Down or up, by 16 random bits.
-inline I32 rounded(F32 value, U32 bits) {
-  const F32 chance = fma(to_float(I32(bits)), all(0x1p-16f), all(0x1p-17f));
+// 16 random bits as numbers in (0, 1).
+inline F32 chance(U32 bits) { return fma(to_float(I32(bits)), all(0x1p-16f), all(0x1p-17f)); }
+inline Columns chances(U32 bits) { return {chance(bits & 0xFFFFu), chance(bits >> 16)}; }
+
+// Down or up.
+inline I32 rounded(F32 value, F32 chance) {
   return I32(_mm512_cvt_roundps_epi32(__m512(value + chance),
                                       _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
 }
-
-inline Codes rounded(Columns value, U32 bits) {
-  return {rounded(value.low, bits & 0xFFFFu), rounded(value.high, bits >> 16)};
-}
-
-inline void store_bytes(void* to, Codes codes) {
-  _mm_storeu_si128(static_cast<__m128i*>(to), _mm512_cvtepi32_epi8(__m512i(codes.low)));
-  _mm_storeu_si128(static_cast<__m128i*>(to) + 1, _mm512_cvtepi32_epi8(__m512i(codes.high)));
+inline Codes rounded(Columns value, Columns chance) {
+  return {rounded(value.low, chance.low), rounded(value.high, chance.high)};
 }
 
 // Four rows of a panel in bytes, saturated: of every four columns those of row 0, then of row 1, ...

@@ -11,7 +11,7 @@ namespace dqrm {
 namespace {
 
 constexpr int64_t kMostBlockRows = 128;
-constexpr int64_t kFewestBlockRows = 32;
+constexpr int64_t kFewestBlockRows = 64;
 
 int64_t panels(int64_t columns) { return ceil_div(columns, kInt8TrainingPanel); }
 int64_t quads(int64_t values) { return ceil_div(values, 4); }
