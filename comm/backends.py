@@ -4,14 +4,19 @@ Nothing here starts a process group. Intel Extension for PyTorch is judged by it
 alone: importing it beside another torch than its own raises AttributeError.
 """
 
+import importlib
 import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-_ONECCL_PACKAGE = "oneccl-cpu"
-_ONECCL_LIBRARY = "libccl.so.1"
+from dqrm.comm.oneccl import LIBRARY as _ONECCL_LIBRARY
+from dqrm.comm.oneccl import PACKAGE as _ONECCL_PACKAGE
+from dqrm.comm.oneccl import installed_file, module_problem
+
+_CCL_INTEL_PACKAGE = "oneccl-bind-pt"
+_CCL_INTEL_MODULE = "oneccl_bindings_for_pytorch"
 _IPEX_PACKAGE = "intel-extension-for-pytorch"
 _LOAD_SECONDS = 30.0
 
@@ -30,6 +35,14 @@ class Backend:
     library: Path | None = None
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The backend that will be used, and why."""
+
+    backend: str
+    reason: str
+
+
 def probe_oneccl() -> Backend:
     """Look for oneCCL by package metadata and load its library in a process of its own."""
     try:
@@ -42,7 +55,7 @@ def probe_oneccl() -> Backend:
             f"the package {_ONECCL_PACKAGE} is not installed",
             "pip install oneccl-cpu==2021.16.2 'impi-rt>=2021.16,<2021.19' (Linux on x86-64 only)",
         )
-    library = _installed_file(distribution, _ONECCL_LIBRARY)
+    library = installed_file(_ONECCL_PACKAGE, _ONECCL_LIBRARY)
     reinstall = f"pip install --force-reinstall {_ONECCL_PACKAGE}==2021.16.2"
     if library is None:
         detail = f"{_ONECCL_PACKAGE} is installed but {_ONECCL_LIBRARY} is not among its files"
@@ -51,7 +64,36 @@ def probe_oneccl() -> Backend:
     if problem is not None:
         detail = f"{library} does not load: {problem}"
         return Backend("oneCCL", False, distribution.version, detail, reinstall, library)
+    missing = module_problem()
+    if missing is not None:
+        detail = f"{library} loads, but {missing}"
+        fix = "build dqrm again with oneccl-cpu-devel==2021.16.2 at hand, as `make` does"
+        return Backend("oneCCL", False, distribution.version, detail, fix, library)
     return Backend("oneCCL", True, distribution.version, f"{library} loads", None, library)
+
+
+def probe_ccl_intel() -> Backend:
+    """Judge Intel's own binding of oneCCL for torch by metadata; it is not imported."""
+    try:
+        version = metadata.version(_CCL_INTEL_PACKAGE)
+    except metadata.PackageNotFoundError:
+        detail = f"the package {_CCL_INTEL_PACKAGE} is not installed; it ended with torch 2.8"
+        return Backend("ccl-intel", False, None, detail)
+    torch_version = metadata.version("torch")
+    if _minor(version) == _minor(torch_version):
+        return Backend("ccl-intel", True, version, f"made for the installed torch {torch_version}")
+    return Backend(
+        "ccl-intel",
+        False,
+        version,
+        f"made for torch {_minor(version)}, but torch {torch_version} is installed",
+        "use the backend ccl, which needs no binding of Intel's",
+    )
+
+
+def import_ccl_intel() -> None:
+    """Import Intel's binding, which makes its backend "ccl" known to torch."""
+    importlib.import_module(_CCL_INTEL_MODULE)
 
 
 def probe_gloo() -> Backend:
@@ -91,14 +133,6 @@ def probe_ipex() -> Backend:
 def probe_backends() -> list[Backend]:
     """Return what is known of oneCCL, Gloo and IPEX, in that order. Imports torch."""
     return [probe_oneccl(), probe_gloo(), probe_ipex()]
-
-
-def _installed_file(distribution: metadata.Distribution, name: str) -> Path | None:
-    for file in distribution.files or ():
-        path = Path(str(distribution.locate_file(file))).resolve()
-        if file.name == name and path.is_file():
-            return path
-    return None
 
 
 def _load_problem(library: Path) -> str | None:

@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from dqrm.comm.backends import probe_backends, probe_gloo, probe_ipex, probe_oneccl
+from dqrm.comm import backends
+from dqrm.comm.backends import (
+    probe_backends,
+    probe_ccl_intel,
+    probe_gloo,
+    probe_ipex,
+    probe_oneccl,
+)
 
 
 def installed(package: str) -> bool:
@@ -54,14 +61,18 @@ def test_oneccl_absent() -> None:
 
 
 @pytest.mark.skipif(not installed("oneccl-cpu"), reason="oneccl-cpu is not installed")
-def test_oneccl_installed() -> None:
+def test_oneccl_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "module_problem", lambda: None)
     found = probe_oneccl()
     assert found.usable, found.detail
     assert found.library is not None
     assert found.library.name == "libccl.so.1"
 
 
-def test_oneccl_library_is_found_through_metadata_and_loads(site: Path, tmp_path: Path) -> None:
+def test_oneccl_library_is_found_through_metadata_and_loads(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends, "module_problem", lambda: None)
     # The wheel puts its library into <prefix>/lib, outside site-packages. Any library that loads
     # will do to see that it is found and tried.
     lay_out(site, "oneccl-cpu", "1.2.3", {"../../libccl.so.1": Path(_ctypes.__file__)})
@@ -70,6 +81,16 @@ def test_oneccl_library_is_found_through_metadata_and_loads(site: Path, tmp_path
     assert found.version == "1.2.3"
     assert found.library == tmp_path / "lib" / "libccl.so.1"
     assert found.fix is None
+
+
+def test_oneccl_without_the_compiled_module(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "module_problem", lambda: "dqrm was built without it")
+    lay_out(site, "oneccl-cpu", "1.2.3", {"libccl.so.1": Path(_ctypes.__file__)})
+    found = probe_oneccl()
+    assert not found.usable
+    assert found.detail.endswith("libccl.so.1 loads, but dqrm was built without it")
+    assert found.fix is not None
+    assert "oneccl-cpu-devel" in found.fix
 
 
 def test_oneccl_library_that_does_not_load(site: Path) -> None:
@@ -114,6 +135,20 @@ def test_ipex_absent_needs_no_fix() -> None:
     found = probe_ipex()
     assert not found.usable
     assert found.fix is None
+
+
+@pytest.mark.parametrize(
+    ("version", "usable"), [("2.8.0+cpu", False), (metadata.version("torch"), True)]
+)
+def test_intels_binding_is_judged_without_being_imported(
+    site: Path, version: str, usable: bool
+) -> None:
+    name = "oneccl_bindings_for_pytorch"
+    lay_out(site, "oneccl-bind-pt", version, {f"{name}/__init__.py": b"raise AttributeError\n"})
+    found = probe_ccl_intel()
+    assert found.usable == (usable or version.startswith(metadata.version("torch")[:4]))
+    assert found.version == version
+    assert name not in sys.modules
 
 
 def test_all_are_reported() -> None:

@@ -33,7 +33,6 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -241,12 +240,12 @@ def _call(world: _World, rank: int) -> Any:
     import torch
     from torch import distributed
 
+    from dqrm.comm import process_group
+
     torch.set_num_threads(1)
     module = _load(world.source)
     if world.backend is not None:
-        distributed.init_process_group(
-            world.backend, timeout=timedelta(seconds=world.operation_timeout)
-        )
+        process_group.init(world.backend, timeout=world.operation_timeout)
     (world.folder / f"{rank}.started").touch()
     result = getattr(module, world.source.name)(rank, world.size, **world.arguments)
     if distributed.is_initialized():
