@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dqrm.kernels.mlp_chain import Chain, Run
-from dqrm.kernels.mlp_engine import Gradients, int8_engine, plain_engine
+from dqrm.kernels.mlp_engine import Gradients, int8_engine, int8_joins_others, plain_engine
 from dqrm.kernels.mlp_int8_reference import is_int8
 from dqrm.kernels.mlp_reference import (
     LayerSpec,
@@ -141,20 +141,40 @@ def _chain(layers: Sequence[LayerSpec], gradients: Gradients, precision: StackPr
         for number in range(len(layers))
         if not number or layers[number - 1].dropout or int8[number] != int8[number - 1]
     ]
-    runs: list[Run] = []
+    groups: list[list[range]] = []
     for first, stop in zip(starts, [*starts[1:], len(layers)], strict=True):
-        part = layers[first:stop], gradients[first:stop]
-        runs.append(
-            Run(
-                int8_engine(*part, first)
-                if int8[first]
-                else plain_engine(*part, "bf16" if precision == "int8" else precision),
-                first,
-                layers[first].weight.shape[1],
-                layers[first - 1].dropout if first else 0.0,
-            )
-        )
-    return Chain(runs)
+        span, last = range(first, stop), groups[-1] if groups else []
+        # Others join the INT8 layers beside them where one engine computes both.
+        if (
+            last
+            and not layers[first - 1].dropout
+            and int8_joins_others()
+            and (len(last) == 1 if int8[first] else int8[last[-1].start])
+        ):
+            last.append(span)
+        else:
+            groups.append([span])
+    return Chain([_run(group, int8, layers, gradients, precision) for group in groups])
+
+
+def _run(
+    group: list[range],
+    int8: Sequence[bool],
+    layers: Sequence[LayerSpec],
+    gradients: Gradients,
+    precision: StackPrecision,
+) -> Run:
+    first, stop = group[0].start, group[-1].stop
+    part = layers[first:stop], gradients[first:stop]
+    before, behind = (0 if int8[end.start] else len(end) for end in (group[0], group[-1]))
+    return Run(
+        int8_engine(*part, first, before=before, behind=behind)
+        if any(int8[first:stop])
+        else plain_engine(*part, "bf16" if precision == "int8" else precision),
+        first,
+        layers[first].weight.shape[1],
+        layers[first - 1].dropout if first else 0.0,
+    )
 
 
 def _check_layers(layers: Sequence[LayerSpec]) -> None:

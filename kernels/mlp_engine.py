@@ -1,6 +1,7 @@
 """What computes the layers of a stack, natively or in plain torch."""
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -145,10 +146,31 @@ def plain_engine(layers: Sequence[LayerSpec], gradients: Gradients, precision: P
     return NativeEngine(layers, make)
 
 
-def int8_engine(layers: Sequence[LayerSpec], gradients: Gradients, first: int) -> Engine:
-    """Return the fastest engine of INT8 layers, ``first`` the number of layers[0] in its stack."""
+def int8_joins_others() -> bool:
+    """Return whether :func:`int8_engine` also computes layers beside those that are INT8."""
     module = native()
-    if module is None or not module.has_avx512_vnni() or isa_level() != "avx512":
+    return module is not None and _has_int8(module) and not module.has_amx()
+
+
+def int8_engine(
+    layers: Sequence[LayerSpec],
+    gradients: Gradients,
+    first: int,
+    *,
+    before: int = 0,
+    behind: int = 0,
+) -> Engine:
+    """Return the fastest engine of INT8 layers.
+
+    Args:
+        layers: in the order of the computation.
+        gradients: written by backward.
+        first: the number of layers[0] in its stack.
+        before: how many layers at the beginning are not INT8; see :func:`int8_joins_others`.
+        behind: how many at the end.
+    """
+    module = native()
+    if module is None or not _has_int8(module):
         return TorchEngine(
             gradients,
             lambda x: int8_forward_reference(x, layers),
@@ -161,9 +183,15 @@ def int8_engine(layers: Sequence[LayerSpec], gradients: Gradients, first: int) -
             [layer.bits for layer in layers],
             [layer.relu for layer in layers],
             first,
+            before,
+            behind,
         )
 
     return NativeEngine(layers, make, random=True)
+
+
+def _has_int8(module: ModuleType) -> bool:
+    return bool(module.has_avx512_vnni()) and isa_level() == "avx512"
 
 
 def _capsules(layers: Sequence[LayerSpec], gradients: Gradients) -> tuple[list[object], ...]:

@@ -49,9 +49,15 @@ int64_t int8_training_block_rows(int64_t batch) {
   return std::clamp(quads(ceil_div(batch, 16)) * 4, kFewestBlockRows, kMostBlockRows);
 }
 
-Int8TrainingStack::Int8TrainingStack(std::vector<MlpLayerArrays> layers, const Int8TrainingLoops& loops,
-                     int64_t first_layer)
-    : arrays_(std::move(layers)), loops_(&loops), first_layer_(first_layer) {
+Int8TrainingStack::Int8TrainingStack(std::optional<MlpStack> before,
+                                     std::vector<MlpLayerArrays> layers,
+                                     std::optional<MlpStack> behind,
+                                     const Int8TrainingLoops& loops, int64_t first_layer)
+    : before_(std::move(before)),
+      arrays_(std::move(layers)),
+      behind_(std::move(behind)),
+      loops_(&loops),
+      first_layer_(first_layer) {
   for (const MlpLayerArrays& layer : arrays_) {
     width_ = std::max({width_, panels(layer.inputs), panels(layer.outputs)});
   }
@@ -59,7 +65,7 @@ Int8TrainingStack::Int8TrainingStack(std::vector<MlpLayerArrays> layers, const I
 }
 
 int64_t Int8TrainingStack::place(char* base, int64_t batch, bool training,
-                         std::vector<Int8TrainingLayer>* layers) const {
+                                 std::vector<Int8TrainingLayer>* layers) const {
   Pieces pieces(base);
   const int64_t blocks = ceil_div(batch, int8_training_block_rows(batch));
   layers->resize(arrays_.size());
@@ -97,7 +103,39 @@ int64_t Int8TrainingStack::place(char* base, int64_t batch, bool training,
 
 int64_t Int8TrainingStack::workspace_bytes(int64_t batch, bool training) const {
   std::vector<Int8TrainingLayer> layers;
-  return place(nullptr, batch, training, &layers) + kLineBytes;
+  int64_t bytes = place(nullptr, batch, training, &layers) + kLineBytes;
+  const int64_t rows = int8_training_block_rows(batch);
+  for (const std::optional<MlpStack>* stack : {&before_, &behind_}) {
+    if (*stack) bytes += (*stack)->workspace_bytes_by_parts(batch, training, rows);
+  }
+  return bytes;
+}
+
+Int8TrainingStack::Pass Int8TrainingStack::pass(void* workspace, int64_t batch,
+                                                bool training) const {
+  const int64_t rows = int8_training_block_rows(batch);
+  char* at = static_cast<char*>(workspace);
+  const auto others = [&](const std::optional<MlpStack>& stack) -> std::vector<MlpLayer> {
+    if (!stack) return {};
+    char* const begin = at;
+    at += stack->workspace_bytes_by_parts(batch, training, rows);
+    return stack->layers_by_parts(begin, batch, training, rows);
+  };
+  Pass made{{batch, rows, panel_quads(batch)}, others(before_), {}, others(behind_)};
+  place(aligned(at), batch, training, &made.layers);
+  return made;
+}
+
+Int8TrainingStack::Between Int8TrainingStack::between(int64_t first_row,
+                                                      int64_t block_rows) const {
+  // An odd number of cache lines: rows a power of two apart would share a few cache sets.
+  const int64_t line = kLineBytes / int64_t(sizeof(float));
+  const auto stride = [&](int64_t columns) { return (ceil_div(columns, line) | 1) * line; };
+  const int64_t first = stride(arrays_.front().inputs), last = stride(arrays_.back().outputs);
+  const int64_t bytes = block_rows * (first + last) * int64_t(sizeof(float));
+  float* rows = reinterpret_cast<float*>(dqrm::scratch(bytes));
+  return {{rows - first_row * first, first},
+          {rows + block_rows * first - first_row * last, last}};
 }
 
 Int8TrainingScratch Int8TrainingStack::scratch(int64_t block_rows) const {
@@ -120,44 +158,64 @@ Int8TrainingScratch Int8TrainingStack::scratch(int64_t block_rows) const {
 }
 
 void Int8TrainingStack::forward(MlpOutside x, int64_t batch, MlpOutside y, void* workspace,
-                        bool training, int threads) const {
-  std::vector<Int8TrainingLayer> layers;
-  place(aligned(workspace), batch, training, &layers);
-  const std::vector<int64_t> counts = output_panels(layers);
+                                bool training, int threads) const {
+  const Pass at = pass(workspace, batch, training);
+  const std::vector<int64_t> counts = output_panels(at.layers);
   auto pack = [&](int64_t position) {
-    const LayerPart at = find_part(position, counts);
-    loops_->pack(layers[at.layer], at.part, training);
+    const LayerPart part = find_part(position, counts);
+    loops_->pack(at.layers[part.layer], part.part, training);
   };
   parallel_for(threads, sum(counts), pack);
   if (training) {
-    for (const Int8TrainingLayer& layer : layers) loops_->start_backward(layer);
+    for (const Int8TrainingLayer& layer : at.layers) loops_->start_backward(layer);
   }
+  if (before_) before_->pack(at.before, training, threads);
+  if (behind_) behind_->pack(at.behind, training, threads);
 
-  const Int8TrainingBatch cut{batch, int8_training_block_rows(batch), panel_quads(batch)};
   auto run = [&](int64_t block) {
-    loops_->forward(layers.data(), int64_t(layers.size()), x, y, cut, block, training,
-                    scratch(cut.block_rows));
+    const int64_t begin = block * at.cut.block_rows;
+    const int64_t end = std::min(begin + at.cut.block_rows, batch);
+    const Between rows = between(begin, at.cut.block_rows);
+    if (before_) before_->forward_part(at.before, begin, end, x, rows.before);
+    loops_->forward(at.layers.data(), int64_t(at.layers.size()), before_ ? rows.before : x,
+                    behind_ ? rows.behind : y, at.cut, block, training,
+                    scratch(at.cut.block_rows));
+    if (behind_) behind_->forward_part(at.behind, begin, end, rows.behind, y);
   };
-  parallel_for(threads, ceil_div(batch, cut.block_rows), run);
+  parallel_for(threads, ceil_div(batch, at.cut.block_rows), run);
 }
 
-void Int8TrainingStack::backward(MlpOutside grad_y, int64_t batch, MlpOutside grad_x, void* workspace,
-                         uint64_t key, int threads) const {
-  std::vector<Int8TrainingLayer> layers;
-  place(aligned(workspace), batch, true, &layers);
-  const Int8TrainingBatch cut{batch, int8_training_block_rows(batch), panel_quads(batch)};
+void Int8TrainingStack::backward(MlpOutside grad_y, int64_t batch, MlpOutside grad_x,
+                                 void* workspace, uint64_t key, int threads) const {
+  Pass at = pass(workspace, batch, true);
+  // Nobody multiplies with the scaled gradient of the first layer.
+  if (before_ && !grad_x.values) at.before.front().gradient.rows = nullptr;
   auto down = [&](int64_t block) {
-    loops_->backward(layers.data(), int64_t(layers.size()), grad_y, grad_x, cut, block, key,
-                     first_layer_, scratch(cut.block_rows));
+    const int64_t begin = block * at.cut.block_rows;
+    const MlpPart part{begin, std::min(begin + at.cut.block_rows, batch), 0, block};
+    const Between rows = between(begin, at.cut.block_rows);
+    if (behind_) behind_->backward_part(part, at.behind, grad_y, rows.behind);
+    loops_->backward(at.layers.data(), int64_t(at.layers.size()), behind_ ? rows.behind : grad_y,
+                     before_ ? rows.before : grad_x, at.cut, block, key, first_layer_,
+                     scratch(at.cut.block_rows));
+    if (before_) before_->backward_part(part, at.before, rows.before, grad_x);
   };
-  parallel_for(threads, ceil_div(batch, cut.block_rows), down);
+  parallel_for(threads, ceil_div(batch, at.cut.block_rows), down);
 
-  const std::vector<int64_t> counts = output_panels(layers);
+  const std::vector<int64_t> counts = output_panels(at.layers);
   auto add = [&](int64_t position) {
-    const LayerPart at = find_part(position, counts);
-    loops_->weight_gradient(layers[at.layer], at.part, cut);
+    const LayerPart part = find_part(position, counts);
+    loops_->weight_gradient(at.layers[part.layer], part.part, at.cut);
   };
   parallel_for(threads, sum(counts), add);
+  const auto add_others = [&](const std::optional<MlpStack>& stack,
+                              const std::vector<MlpLayer>& layers) {
+    if (!stack) return;
+    if (batch == 0) return stack->clear_gradients();
+    stack->add_gradients_by_parts(layers, batch, at.cut.block_rows, threads);
+  };
+  add_others(before_, at.before);
+  add_others(behind_, at.behind);
 }
 
 }  // namespace dqrm

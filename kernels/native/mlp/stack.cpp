@@ -28,11 +28,10 @@ int64_t MlpStack::rows_of_block(int64_t batch) const {
   return loops_->block_rows / step * step;
 }
 
-int64_t MlpStack::place(char* base, int64_t batch, bool training,
+int64_t MlpStack::place(char* base, int64_t batch, bool training, Cut cut,
                         std::vector<MlpLayer>* layers) const {
   const int64_t unit = loops_->unit, panel = loops_->panel_columns;
-  // Rows whose gradients are held at a time.
-  const int64_t held = std::min(batch, rows_of_block(batch)), pairs = ceil_div(held, unit);
+  const int64_t held = std::min(batch, cut.held), pairs = ceil_div(held, unit);
   Pieces pieces(base);
   const auto panels = [&](int64_t columns) { return ceil_div(columns, panel); };
   const auto matrix = [&](int64_t rows, int64_t columns) {
@@ -71,7 +70,7 @@ int64_t MlpStack::place(char* base, int64_t batch, bool training,
     // Panels a power of two apart would share a few cache sets.
     const int64_t stride = pairs * panel + kLineBytes / 4 * 13;
     to.gradient_pairs = {pieces.take<uint32_t>(panels(from.outputs) * stride), stride};
-    to.bias_parts = pieces.take<float>(ceil_div(batch, rows_of_part(batch)) * outputs_padded);
+    to.bias_parts = pieces.take<float>(ceil_div(batch, cut.part) * outputs_padded);
   }
   for (size_t i = 0; i + 1 < arrays_.size(); ++i) {
     const MlpLayer& next = (*layers)[i + 1];
@@ -82,13 +81,23 @@ int64_t MlpStack::place(char* base, int64_t batch, bool training,
 
 int64_t MlpStack::workspace_bytes(int64_t batch, bool training) const {
   std::vector<MlpLayer> layers;
-  return place(nullptr, batch, training, &layers) + kLineBytes;
+  return place(nullptr, batch, training, cut(batch), &layers) + kLineBytes;
 }
 
-void MlpStack::forward(MlpOutside x, int64_t batch, MlpOutside y, void* workspace, bool training,
-                       int threads) const {
+int64_t MlpStack::workspace_bytes_by_parts(int64_t batch, bool training,
+                                           int64_t part_rows) const {
   std::vector<MlpLayer> layers;
-  place(aligned(workspace), batch, training, &layers);
+  return place(nullptr, batch, training, {part_rows, batch}, &layers) + kLineBytes;
+}
+
+std::vector<MlpLayer> MlpStack::layers_by_parts(void* workspace, int64_t batch, bool training,
+                                                int64_t part_rows) const {
+  std::vector<MlpLayer> layers;
+  place(aligned(workspace), batch, training, {part_rows, batch}, &layers);
+  return layers;
+}
+
+void MlpStack::pack(const std::vector<MlpLayer>& layers, bool training, int threads) const {
   std::vector<int64_t> blocks;
   int64_t all_blocks = 0;
   for (const MlpLayer& layer : layers) {
@@ -100,6 +109,32 @@ void MlpStack::forward(MlpOutside x, int64_t batch, MlpOutside y, void* workspac
     loops_->pack(layers[at.layer], at.part, training);
   };
   parallel_for(threads, all_blocks, pack);
+}
+
+void MlpStack::forward_part(const std::vector<MlpLayer>& layers, int64_t begin, int64_t end,
+                            MlpOutside x, MlpOutside y) const {
+  loops_->take_input(layers[0], {x.values + begin * x.row_stride, x.row_stride}, begin, end);
+  for (size_t i = 0; i + 1 < layers.size(); ++i) loops_->forward(layers[i], begin, end, {});
+  loops_->forward(layers.back(), begin, end, {y.values + begin * y.row_stride, y.row_stride});
+}
+
+void MlpStack::add_gradients_by_parts(const std::vector<MlpLayer>& layers, int64_t batch,
+                                      int64_t part_rows, int threads) const {
+  for (int64_t begin = 0; begin < batch; begin += loops_->block_rows) {
+    std::vector<MlpLayer> block = layers;
+    for (MlpLayer& layer : block) {
+      layer.gradient_pairs.units += begin / loops_->unit * loops_->panel_columns;
+    }
+    add_weight_gradients(block, begin, std::min(begin + loops_->block_rows, batch), threads);
+  }
+  for (const MlpLayer& layer : layers) loops_->bias_gradient(layer, ceil_div(batch, part_rows));
+}
+
+void MlpStack::forward(MlpOutside x, int64_t batch, MlpOutside y, void* workspace, bool training,
+                       int threads) const {
+  std::vector<MlpLayer> layers;
+  place(aligned(workspace), batch, training, cut(batch), &layers);
+  pack(layers, training, threads);
 
   // Values on their way to an integer layer, which must know a row's largest first.
   int64_t widest = 0;
@@ -136,14 +171,8 @@ void MlpStack::forward(MlpOutside x, int64_t batch, MlpOutside y, void* workspac
 void MlpStack::backward(MlpOutside grad_y, int64_t batch, MlpOutside grad_x, void* workspace,
                         int threads) const {
   std::vector<MlpLayer> layers;
-  place(aligned(workspace), batch, true, &layers);
-  if (batch == 0) {
-    for (const MlpLayer& layer : layers) {
-      std::fill_n(layer.weight_gradient, layer.outputs * layer.inputs, 0.0f);
-      std::fill_n(layer.bias_gradient, layer.outputs, 0.0f);
-    }
-    return;
-  }
+  place(aligned(workspace), batch, true, cut(batch), &layers);
+  if (batch == 0) return clear_gradients();
   // Nobody multiplies with the scaled gradient of the first layer.
   if (!grad_x.values) layers.front().gradient.rows = nullptr;
   const int64_t step = rows_of_part(batch);
@@ -159,6 +188,13 @@ void MlpStack::backward(MlpOutside grad_y, int64_t batch, MlpOutside grad_x, voi
     add_weight_gradients(layers, block, block_end, threads);
   }
   for (const MlpLayer& layer : layers) loops_->bias_gradient(layer, ceil_div(batch, step));
+}
+
+void MlpStack::clear_gradients() const {
+  for (const MlpLayerArrays& layer : arrays_) {
+    std::fill_n(layer.weight_gradient, layer.outputs * layer.inputs, 0.0f);
+    std::fill_n(layer.bias_gradient, layer.outputs, 0.0f);
+  }
 }
 
 void MlpStack::backward_part(MlpPart part, const std::vector<MlpLayer>& layers, MlpOutside grad_y,

@@ -34,6 +34,24 @@ class MlpStack {
   // Bytes that forward, and a backward after it, need for a batch of that many rows.
   int64_t workspace_bytes(int64_t batch, bool training) const;
 
+  // The pieces of forward and backward, for a caller that goes through the rows itself, in parts of
+  // `part_rows`. No layer may have integer inputs.
+  int64_t workspace_bytes_by_parts(int64_t batch, bool training, int64_t part_rows) const;
+  std::vector<MlpLayer> layers_by_parts(void* workspace, int64_t batch, bool training,
+                                        int64_t part_rows) const;
+  void pack(const std::vector<MlpLayer>& layers, bool training, int threads) const;
+  // x and y are where row 0 of the batch would be.
+  void forward_part(const std::vector<MlpLayer>& layers, int64_t begin, int64_t end, MlpOutside x,
+                    MlpOutside y) const;
+  // Likewise; no gradient of x is computed if grad_x.values is null.
+  void backward_part(MlpPart part, const std::vector<MlpLayer>& layers, MlpOutside grad_y,
+                     MlpOutside grad_x) const;
+  // For a batch of no rows.
+  void clear_gradients() const;
+  // When all parts are done.
+  void add_gradients_by_parts(const std::vector<MlpLayer>& layers, int64_t batch,
+                              int64_t part_rows, int threads) const;
+
   // y = layers(x). Packs the weights as they are now.
   void forward(MlpOutside x, int64_t batch, MlpOutside y, void* workspace, bool training,
                int threads) const;
@@ -44,11 +62,17 @@ class MlpStack {
                 int threads) const;
 
  private:
-  int64_t place(char* base, int64_t batch, bool training, std::vector<MlpLayer>* layers) const;
+  // Rows of a part, and rows whose gradients are held at a time.
+  struct Cut {
+    int64_t part;
+    int64_t held;
+  };
+
+  Cut cut(int64_t batch) const { return {rows_of_part(batch), rows_of_block(batch)}; }
+  int64_t place(char* base, int64_t batch, bool training, Cut cut,
+                std::vector<MlpLayer>* layers) const;
   int64_t rows_of_part(int64_t batch) const;
   int64_t rows_of_block(int64_t batch) const;
-  void backward_part(MlpPart part, const std::vector<MlpLayer>& layers, MlpOutside grad_y,
-                     MlpOutside grad_x) const;
   void add_weight_gradients(const std::vector<MlpLayer>& layers, int64_t begin, int64_t end,
                             int threads) const;
 
