@@ -157,7 +157,7 @@ def test_layers_that_are_not_int8_stand_between(
 ) -> None:
     torch.manual_seed(2)
     layers = make_layers(widths, bits)
-    x, grad_y = torch.randn(200, widths[0]), torch.randn(200, widths[-1])
+    x, grad_y = torch.randn(700, widths[0]), torch.randn(700, widths[-1])
     y, saved = stack_forward_reference(x, layers)
     grad_x, parameters = stack_backward_reference(grad_y, layers, saved, KEY)
     for level in each_level():
