@@ -145,7 +145,8 @@ class RowReducer:
                 raise _RefusedGradient(
                     f"row {int(gradient.rows[-1])} is outside the {self.rows} rows of {self.name!r}"
                 )
-            slots, gone = self._place(residuals, gradient)
+            with self.wire.meter.timed(self.name, phase, "encode"):
+                slots, gone = self._place(residuals, gradient)
             if owners == 1 and not len(gone.rows):
                 parts: list[tuple[Tensor | None, int]] = [(None, len(gradient.rows))]
             else:

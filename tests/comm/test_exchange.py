@@ -3,11 +3,12 @@
 Every rank makes the gradients of all ranks from their seeds and so knows what must come out.
 """
 
-from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from backends_here import BACKENDS
 from torch import Tensor, distributed
 from worlds import run_world
 
@@ -71,12 +72,19 @@ def mean_dense(world: int, step: int) -> dict[str, Tensor]:
     return {name: sum(one[name] for one in all_ranks) / world for name in SHAPES}
 
 
+@cache
+def exchange_group() -> distributed.ProcessGroup:
+    """One for all exchanges of a world, one after the other; the tests' own sums use another."""
+    return distributed.new_group()
+
+
 def make(dense: Recipe, rows: RowRecipe, **arguments: Any) -> Exchange:
     warmup = arguments.pop("warmup_steps", 0)
     return Exchange(
         Policy([("tables", rows), ("*", dense)], warmup),
         {name: torch.Size(shape).numel() for name, shape in SHAPES.items()},
         {"tables": TableRows(ROWS, DIM)},
+        group=exchange_group(),
         **arguments,
     )
 
@@ -291,7 +299,7 @@ def warming_up_sends_in_full(rank: int, world: int) -> None:
 
 
 def other_generations_are_refused(rank: int, world: int) -> None:
-    wire = Wire(distributed.new_group(), Meter(), generation=int(rank == world - 1))
+    wire = Wire(exchange_group(), Meter(), generation=int(rank == world - 1))
     message = torch.zeros(100, dtype=torch.uint8)
     header = wire.header(3, 1, name_checksum("x"), 0, 50)
     with pytest.raises(MessageError, match="generation"):
@@ -330,10 +338,10 @@ def all_checks(rank: int, world: int) -> None:
             nothing_is_lost_of_parameters(rank, world, codec, algorithm)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("world", WORLDS)
-def test_exchanges(world: int) -> None:
-    check: Callable[[int, int], None] = all_checks
-    run_world(check, world, backend="gloo", timeout=90)
+def test_exchanges(world: int, backend: str) -> None:
+    run_world(all_checks, world, backend=backend, timeout=90)
 
 
 def loop_in(rank: int, world: int) -> list[dict[str, Tensor]]:
