@@ -10,7 +10,11 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # A build with GPU support is gigabytes larger; only Linux wheels come in two kinds.
 TORCH := torch==$(TORCH_VERSION)$(if $(filter Linux,$(shell uname -s)),+cpu)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-NATIVE := kernels/CMakeLists.txt $(wildcard kernels/native/*.* kernels/native/*/*)
+NATIVE := kernels/CMakeLists.txt $(wildcard kernels/native/*.* kernels/native/*/* comm/native/*)
+# Headers of the oneCCL that pyproject.toml pins. Alone they are small and leave the environment be;
+# as a build requirement they would bring the library along a second time.
+ONECCL := oneccl-cpu-devel==2021.16.2
+HEADERS := $(if $(filter Linux-x86_64,$(shell uname -s)-$(shell uname -m)),build/oneccl/.ready)
 
 .PHONY: train test lint sanitize format clean
 
@@ -44,7 +48,12 @@ $(VENV)/.torch:
 	@$(PIP) '$(TORCH)' || $(PIP) '$(TORCH)' --extra-index-url $(TORCH_INDEX)
 	@touch $@
 
-$(VENV)/.ready: $(VENV)/.torch pyproject.toml $(NATIVE)
+build/oneccl/.ready: | $(VENV)/.torch
+	@$(PIP) --no-deps --upgrade --target build/oneccl $(ONECCL) || \
+	  { mkdir -p build/oneccl; echo 'no $(ONECCL): dqrm is built without oneCCL, Gloo serves'; }
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.torch pyproject.toml $(NATIVE) $(HEADERS)
 	@echo 'building dqrm and installing what it needs (about a minute)'
-	@$(PIP) --editable '.[dev]'
+	@DQRM_ONECCL_HEADERS=$(abspath build/oneccl/include) $(PIP) --editable '.[dev]'
 	@touch $@

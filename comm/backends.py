@@ -131,8 +131,8 @@ def probe_ipex() -> Backend:
 
 
 def probe_backends() -> list[Backend]:
-    """Return what is known of oneCCL, Gloo and IPEX, in that order. Imports torch."""
-    return [probe_oneccl(), probe_gloo(), probe_ipex()]
+    """Return what is known of all, in the order in which they are tried. Imports torch."""
+    return [probe_oneccl(), probe_gloo(), probe_ccl_intel(), probe_ipex()]
 
 
 def _load_problem(library: Path) -> str | None:

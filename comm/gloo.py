@@ -81,7 +81,7 @@ class GlooTransport:
         timeout: seconds after which an operation fails.
     """
 
-    name = "gloo"
+    name = "watched_gloo"
 
     def __init__(self, store: Store, rank: int, size: int, timeout: float) -> None:
         self._rank = rank

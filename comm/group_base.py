@@ -187,9 +187,11 @@ class GroupBase(_ProcessGroup):  # type: ignore[misc]
         """The reason for a failure, found once for the whole group."""
         with self._failure_lock:
             if self._failure is None:
-                reason = str(error).strip().split("\n", 1)[0]
+                # Gloo goes on with general advice.
+                reason = str(error).strip().split("\n", 1)[0].split(". ", 1)[0]
                 place = f"{what} {number}" if number is not None else what
-                text = f"{place} over {self.name()} failed (time-out {self._timeout:g} s; {reason})"
+                over = self.name().removeprefix("watched_")
+                text = f"{place} over {over} failed (time-out {self._timeout:g} s; {reason})"
                 self._failure = self._presence.explain(self._key, number, ranks, text)
                 self._transport.abort(str(self._failure))
             return self._failure

@@ -32,7 +32,7 @@ DEFAULT_TIMEOUT_SECONDS: Final = 600.0
 _NAMES: Final = {"ccl": "ccl", "gloo": "watched_gloo", "ccl-intel": "ccl"}
 
 _log = logging.getLogger(__name__)
-_state: Final[dict[str, Any]] = {"presence": None, "check": None, "joined": 0}
+_state: Final[dict[str, Any]] = {"presence": None, "check": None, "timeout": None, "joined": 0}
 
 
 def init(
@@ -131,7 +131,7 @@ def _creator(
     """What torch calls to make a group over a kind of transport."""
 
     def create(options: Any, _: Any = None) -> WatchedGroup:
-        timeout = options.timeout.total_seconds()
+        timeout = _timeout_of(options.timeout, whole_world=not options.global_ranks_in_group)
         count = options.group_size
         ranks = list(options.global_ranks_in_group) or list(range(count))
         whole_world = not options.global_ranks_in_group
@@ -159,6 +159,18 @@ def _creator(
         )
 
     return create
+
+
+def _timeout_of(given: timedelta, whole_world: bool) -> float:
+    """Seconds that operations of a group may take: by default as many as in the whole world.
+
+    torch gives groups half an hour unless told otherwise, however long the whole world has.
+    """
+    if whole_world:
+        _state["timeout"] = given.total_seconds()
+    elif given == distributed.distributed_c10d.default_pg_timeout:
+        return float(_state["timeout"] or given.total_seconds())
+    return given.total_seconds()
 
 
 def _presence_for(

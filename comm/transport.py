@@ -36,6 +36,7 @@ class Transport(Protocol):
     """Operations among the ranks of one group, in the same order on every rank."""
 
     name: str
+    """Known to torch under this name. torch would look for its own Gloo behind the name gloo."""
 
     def reduces(self, tensor: Tensor, op: Op) -> bool:
         """Whether it can reduce values of this dtype so."""

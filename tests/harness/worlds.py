@@ -75,7 +75,7 @@ def run_world(
     function: Callable[..., Any],
     world_size: int,
     *,
-    backend: str = "gloo",
+    backend: str | None = "gloo",
     timeout: float = 60.0,
     operation_timeout: float = 20.0,
     environment: Mapping[str, str] | None = None,
@@ -86,7 +86,8 @@ def run_world(
     Args:
         function: at the top level of a module that has a file.
         world_size: number of processes.
-        backend: of the default process group.
+        backend: of the default process group, as in `dqrm.comm.process_group.init`; None calls the
+            function without a process group.
         timeout: seconds after which the ranks are killed and the test fails.
         operation_timeout: seconds that the process group waits for other ranks.
         environment: variables set in every rank before anything else.
@@ -118,11 +119,7 @@ def run_ranks(
     environment: Mapping[str, str] | None = None,
     **arguments: Any,
 ) -> list[Outcome]:
-    """Like `run_world`, but return the outcome of every rank, whatever it is.
-
-    Args:
-        backend: as for `run_world`; None calls the function without a process group.
-    """
+    """Like `run_world`, but return the outcome of every rank, whatever it is."""
     from torch.distributed import TCPStore
 
     context = multiprocessing.get_context("forkserver")

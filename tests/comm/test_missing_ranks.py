@@ -1,0 +1,175 @@
+"""Ranks that die, stall, leave or never come: the others say which, in time, over both backends."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from backends_here import BACKENDS
+from torch.nn.parallel import DistributedDataParallel
+from worlds import run_ranks
+
+from dqrm.comm import process_group
+from dqrm.comm.errors import MismatchError, MissingRanksError
+
+TIMEOUT = 4.0
+
+
+def lose_one(rank: int, size: int, *, how: str) -> tuple[str, tuple[int, ...], float]:
+    """Rank 1 is lost after the first collective; what the others are told, and how soon."""
+    tensor = torch.ones(1000)
+    dist.all_reduce(tensor)
+    if rank == 1:
+        if how == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if how == "stalls":
+            time.sleep(2 * TIMEOUT)
+        return "", (), 0.0
+    start = time.monotonic()
+    with pytest.raises(MissingRanksError) as caught:
+        dist.all_reduce(tensor)
+    waited = time.monotonic() - start
+    # The group is of no use any more, and says so at once.
+    with pytest.raises(MissingRanksError):
+        dist.all_gather_into_tensor(torch.empty(size), torch.ones(1))
+    assert time.monotonic() - start - waited < 1
+    return str(caught.value), caught.value.ranks, waited
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("dies", "rank 1 gave no sign of life"),
+        ("stalls", "rank 1 is alive but has entered only 1 collectives, this is 2"),
+        ("leaves", "rank 1 has left"),
+    ],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_others_name_a_lost_rank(backend: str, how: str, said: str) -> None:
+    outcomes = run_ranks(
+        lose_one, 3, backend=backend, timeout=40, operation_timeout=TIMEOUT, how=how
+    )
+    assert outcomes[1].exit_code == (-signal.SIGKILL if how == "dies" else 0)
+    for outcome in (outcomes[0], outcomes[2]):
+        assert outcome.returned, outcome.error
+        text, ranks, waited = outcome.result
+        assert said in text
+        assert f"over {backend} failed (time-out 4 s" in text
+        assert ranks == (1,)
+        assert waited < TIMEOUT + 1
+
+
+def lose_one_in_backward(rank: int, size: int) -> str:
+    model = DistributedDataParallel(torch.nn.Linear(50, 50))
+    batch = torch.ones(4, 50)
+    model(batch).sum().backward()
+    if rank == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(RuntimeError) as caught:
+        model(batch).sum().backward()
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_rank_lost_during_a_training_step_is_named(backend: str) -> None:
+    killed, told = run_ranks(
+        lose_one_in_backward, 2, backend=backend, timeout=40, operation_timeout=TIMEOUT
+    )
+    assert killed.exit_code == -signal.SIGKILL
+    assert told.returned, told.error
+    assert "rank 0 gave no sign of life" in told.result
+
+
+def join_without_the_last(rank: int, size: int, *, over: str) -> tuple[str, tuple[int, ...]]:
+    if rank == size - 1:
+        return "", ()
+    with pytest.raises(MissingRanksError) as caught:
+        process_group.init(over, timeout=2.0)
+    return str(caught.value), caught.value.ranks
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_rank_that_never_joins_is_named(backend: str) -> None:
+    outcomes = run_ranks(join_without_the_last, 3, backend=None, timeout=40, over=backend)
+    for outcome in outcomes[:2]:
+        assert outcome.returned, outcome.error
+        assert outcome.result == (
+            "joining the process group: rank 2 did not arrive within 2 s", (2,)
+        )  # fmt: skip
+
+
+def make_a_group_without_one(rank: int, size: int) -> tuple[int, ...]:
+    if rank != 2:
+        return ()
+    with pytest.raises(MissingRanksError, match="making the group") as caught:
+        dist.new_group([1, 2])
+    return caught.value.ranks
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_rank_that_does_not_make_a_group_is_named(backend: str) -> None:
+    outcomes = run_ranks(
+        make_a_group_without_one, 3, backend=backend, timeout=40, operation_timeout=2.0
+    )
+    assert outcomes[2].returned, outcomes[2].error
+    assert outcomes[2].result == (1,)
+
+
+def join_without_a_store(rank: int, size: int) -> str:
+    os.environ.update(MASTER_PORT="1", TORCHELASTIC_USE_AGENT_STORE="False", RANK="1")
+    with pytest.raises(MissingRanksError, match="rank 0, which keeps it, did not arrive") as caught:
+        process_group.init("gloo", timeout=1.0)
+    return str(caught.value)
+
+
+def test_rank_0_that_keeps_the_store_and_never_comes_is_named() -> None:
+    [outcome] = run_ranks(join_without_a_store, 1, backend=None, timeout=40)
+    assert outcome.returned, outcome.error
+    assert outcome.result.startswith("the store at 127.0.0.1:1 did not answer within 1 s")
+
+
+def disagree(rank: int, size: int) -> list[str]:
+    said = []
+    unlike = torch.float32 if rank == 0 else torch.float64
+    parts = [torch.empty(1 + r) for r in range(size)]
+    calls = [
+        lambda: dist.all_reduce(torch.ones(10 + rank)),
+        lambda: dist.all_reduce(torch.ones(3, dtype=unlike)),
+        lambda: dist.broadcast(torch.ones(3), src=rank),
+        lambda: dist.barrier() if rank == 0 else dist.all_reduce(torch.ones(3)),
+        lambda: dist.all_gather(parts, torch.ones(1 + rank)) if rank == 0 else dist.all_gather(
+            [torch.empty(5)] * size, torch.ones(5)),
+        lambda: dist.all_to_all_single(torch.empty(4), torch.ones(4), [1, 3], [2, 2]),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(MismatchError) as caught:
+            call()
+        said.append(str(caught.value))
+    # Nothing was sent: the group goes on.
+    token = torch.ones(1)
+    dist.all_reduce(token)
+    assert token.item() == size
+    return said
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_checking_mode_names_what_differs(backend: str) -> None:
+    outcomes = run_ranks(
+        disagree, 2, backend=backend, timeout=40, environment={"DQRM_COMM_CHECK": "1"}
+    )
+    assert all(outcome.returned for outcome in outcomes), outcomes[0].error
+    first, second = (outcome.result for outcome in outcomes)
+    assert first == second
+    sizes, dtypes, roots, kinds, gathered, splits = first
+    assert "rank 0: all_reduce (sum) of float32, 10 values; rank 1: " in sizes
+    assert "11 values" in sizes
+    assert "of float32" in dtypes
+    assert "of float64" in dtypes
+    assert "(from 0)" in roots
+    assert "(from 1)" in roots
+    assert "rank 0 calls barrier" in kinds
+    assert "rank 1 all_reduce" in kinds
+    assert "rank 0 has 1 values for rank 1, which expects 5" in gathered
+    assert "in all_to_all of float32 rank 0 has 2 values for rank 0, which expects 1" in splits
