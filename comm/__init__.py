@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dqrm.comm.exchange import Exchange, ReplicasDifferError, TableRows
     from dqrm.comm.message import MessageError
     from dqrm.comm.meter import Meter
+    from dqrm.comm.nodes import Nodes, make_nodes
     from dqrm.comm.policy import Policy, PolicyError, Recipe, RowRecipe
     from dqrm.comm.resharding import reshard
     from dqrm.comm.row_codec import Rows, row_codec_named
@@ -22,6 +23,7 @@ _MODULES = {
     "exchange": ("Exchange", "ReplicasDifferError", "TableRows"),
     "message": ("MessageError",),
     "meter": ("Meter",),
+    "nodes": ("Nodes", "make_nodes"),
     "policy": ("Policy", "PolicyError", "Recipe", "RowRecipe"),
     "resharding": ("reshard",),
     "row_codec": ("Rows", "row_codec_named"),
@@ -37,6 +39,7 @@ __all__ = [
     "Largest",
     "MessageError",
     "Meter",
+    "Nodes",
     "Policy",
     "PolicyError",
     "Recipe",
@@ -47,6 +50,7 @@ __all__ = [
     "Signs",
     "TableRows",
     "codec_named",
+    "make_nodes",
     "reshard",
     "row_codec_named",
 ]

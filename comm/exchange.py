@@ -31,6 +31,7 @@ from dqrm.comm.dense import DenseReducer
 from dqrm.comm.error_feedback import ErrorFeedback
 from dqrm.comm.layout import Layout
 from dqrm.comm.meter import Meter
+from dqrm.comm.nodes import NodeDenseReducer, NodeRowReducer, Nodes
 from dqrm.comm.policy import Policy, Recipe, RowRecipe
 from dqrm.comm.row_codec import Rows
 from dqrm.comm.row_residuals import RowResiduals
@@ -66,6 +67,8 @@ class Exchange:
         group: which nothing else may use meanwhile; None makes one of all ranks, with the default
             group's backend, which is a collective call.
         seed: of stochastic rounding.
+        nodes: to exchange in two levels, from :func:`dqrm.comm.nodes.make_nodes`; residuals are
+            then kept on the leaders only.
         generation: of the world; messages of another are refused.
         threads: of the native loops of rows; the communication thread works beside the caller's.
 
@@ -80,6 +83,7 @@ class Exchange:
         tables: Mapping[str, TableRows] | None = None,
         *,
         group: ProcessGroup | None = None,
+        nodes: Nodes | None = None,
         seed: int = 0,
         generation: int = 0,
         threads: int = 1,
@@ -93,48 +97,64 @@ class Exchange:
         group = group if group is not None else distributed.new_group()
         assert isinstance(group, ProcessGroup)
         self._wire = Wire(group, self.meter, generation)
-        self.feedback = ErrorFeedback(self.world_size)
+        self._nodes = nodes
+        # Where codecs are used: among all ranks, or among the leaders of nodes.
+        self._coded: Wire | None = self._wire
+        if nodes is not None:
+            self._inside = Wire(nodes.node, self.meter, generation)
+            self._coded = None
+            if nodes.leaders is not None:
+                self._coded = Wire(nodes.leaders, self.meter, generation)
+        self.feedback = ErrorFeedback(self._coded.world_size if self._coded is not None else 1)
         """Residuals of dense parameters."""
         self.row_residuals: dict[str, RowResiduals] = {}
         """Residuals of this rank's rows, by collection."""
         self._owned: dict[str, RowResiduals] = {}
         self._seed, self._threads = seed, threads
-        self._dense = {
-            recipe: DenseReducer(
-                self._wire,
-                recipe.codec,
-                self.feedback if recipe.keeps_residual else None,
-                recipe.algorithm,
-                seed,
-            )
-            for recipe in {*self._recipes.values()}
-        }
-        self._plain = DenseReducer(self._wire, Cast(), None)
-        self._rows: dict[str, RowReducer] = {}
-        self._plain_rows: dict[str, RowReducer] = {}
+        self._dense = {recipe: self._dense_reducer(recipe) for recipe in {*self._recipes.values()}}
+        self._plain = self._dense_reducer(Recipe(Cast()))
+        self._rows: dict[str, RowReducer | NodeRowReducer] = {}
+        self._plain_rows: dict[str, RowReducer | NodeRowReducer] = {}
         for name, recipe in row_recipes.items():
-            self._add_tables(name, tables[name], recipe)
+            plain = RowRecipe(Rows(32), algorithm=recipe.algorithm)
+            self._plain_rows[name] = self._row_reducer(name, tables[name], plain)
+            self._rows[name] = self._row_reducer(name, tables[name], recipe)
         self._layouts: dict[tuple[str, ...], list[tuple[Recipe, Layout]]] = {}
         self._flat: dict[tuple[str, ...], Tensor] = {}
         self._step = 0
         self._thread = CommunicationThread(self.meter)
 
-    def _add_tables(self, name: str, shape: TableRows, recipe: RowRecipe) -> None:
-        rows, dim, wire = shape.rows, shape.dim, self._wire
-        self._plain_rows[name] = RowReducer(
-            wire, name, rows, dim, Rows(32), recipe.algorithm, threads=self._threads
-        )
-        reducer = RowReducer(
-            wire, name, rows, dim, recipe.codec, recipe.algorithm,
-            seed=self._seed, threads=self._threads,
-        )  # fmt: skip
-        if recipe.kept_rows and self.world_size > 1 and recipe.codec.bits < 32:
-            reducer.residuals = RowResiduals(rows, dim, recipe.kept_rows)
-            self.row_residuals[name] = reducer.residuals
-            if reducer.algorithm == "owner":
-                reducer.owned = RowResiduals(rows, dim, recipe.kept_rows)
-                self._owned[name] = reducer.owned
-        self._rows[name] = reducer
+    def _dense_reducer(self, recipe: Recipe) -> DenseReducer | NodeDenseReducer:
+        reducer = None
+        if self._coded is not None:
+            feedback = self.feedback if recipe.keeps_residual else None
+            reducer = DenseReducer(
+                self._coded, recipe.codec, feedback, recipe.algorithm, self._seed
+            )
+        if self._nodes is not None:
+            return NodeDenseReducer(self._nodes, reducer, self.meter)
+        assert reducer is not None
+        return reducer
+
+    def _row_reducer(
+        self, name: str, shape: TableRows, recipe: RowRecipe
+    ) -> RowReducer | NodeRowReducer:
+        reducer = None
+        if self._coded is not None:
+            reducer = RowReducer(
+                self._coded, name, shape.rows, shape.dim, recipe.codec, recipe.algorithm,
+                seed=self._seed, threads=self._threads,
+            )  # fmt: skip
+            if recipe.kept_rows and self._coded.world_size > 1 and recipe.codec.bits < 32:
+                reducer.residuals = RowResiduals(shape.rows, shape.dim, recipe.kept_rows)
+                self.row_residuals[name] = reducer.residuals
+                if reducer.algorithm == "owner":
+                    reducer.owned = RowResiduals(shape.rows, shape.dim, recipe.kept_rows)
+                    self._owned[name] = reducer.owned
+        if self._nodes is not None:
+            return NodeRowReducer(self._nodes, reducer, self._inside, name, shape.rows, shape.dim)
+        assert reducer is not None
+        return reducer
 
     @property
     def world_size(self) -> int:
@@ -333,7 +353,7 @@ class Exchange:
                 residuals.load_state_dict(of_rows)
             elif kind == OWNED and name in self.row_residuals:
                 # No rank owns rows here; each owes W times its part of the mean instead.
-                self.row_residuals[name].add(of_rows, float(self.world_size))
+                self.row_residuals[name].add(of_rows, float(self.feedback.world_size))
             else:
                 self._dropped(name, of_rows["values"])
                 self._dropped(name, of_rows["waiting_values"])

@@ -21,7 +21,7 @@ from torch import Tensor
 from dqrm.comm.message import HEADER_BYTES, Header, MessageError, name_checksum
 from dqrm.comm.row_codec import Rows
 from dqrm.comm.row_residuals import RowResiduals
-from dqrm.comm.wire import Received, Wire
+from dqrm.comm.wire import Received, RefusedError, Wire
 from dqrm.kernels.rounding import step_key
 from dqrm.kernels.row_messages import (
     MalformedRowsError,
@@ -82,13 +82,14 @@ class RowReducer:
         self._merged: dict[str, RowGradient] = {}
         self._nothing = RowGradient(torch.empty(0, dtype=torch.int64), torch.empty(0, dim))
 
-    def reduce(self, gradient: RowGradient, step: int) -> RowGradient:
+    def reduce(self, gradient: RowGradient, step: int, refusal: str | None = None) -> RowGradient:
         """Return the mean over all ranks.
 
         Args:
             gradient: rows ascending without repeats, int64 [n], and their values, float32 [n, D],
                 both contiguous; n may differ between ranks and be 0.
             step: number of the step.
+            refusal: why there is no gradient; all ranks raise it.
 
         Returns:
             The union of the rows, ascending, and their values, valid until the next call.
@@ -99,22 +100,26 @@ class RowReducer:
             MessageError: another rank sent something else.
         """
         if self.wire.world_size == 1:
+            if refusal is not None:
+                raise RefusedError(refusal)
             return gradient
         if self.algorithm == "gather":
-            return self._gather(gradient, step)
-        return self._owner(gradient, step)
+            return self._gather(gradient, step, refusal)
+        return self._owner(gradient, step, refusal)
 
-    def _gather(self, gradient: RowGradient, step: int) -> RowGradient:
+    def _gather(self, gradient: RowGradient, step: int, refusal: str | None) -> RowGradient:
         wire, phase = self.wire, "gather"
-        [(message, header)] = self._messages_of(phase, step, gradient, self.residuals, None)
+        [(message, header)] = self._messages_of(
+            phase, step, gradient, self.residuals, None, 1, refusal
+        )
         raw = (wire.world_size - 1) * self._raw_bytes(len(gradient.rows))
         wire.meter.record(self.name, phase).raw_bytes += raw
         received = wire.all_gather(self.name, phase, message, header)
         return self._merge(phase, received, 1 / wire.world_size, False)
 
-    def _owner(self, gradient: RowGradient, step: int) -> RowGradient:
+    def _owner(self, gradient: RowGradient, step: int, refusal: str | None) -> RowGradient:
         wire, world = self.wire, self.wire.world_size
-        pairs = self._messages_of("scatter", step, gradient, self.residuals, None, world)
+        pairs = self._messages_of("scatter", step, gradient, self.residuals, None, world, refusal)
         raw = self._raw_bytes(len(gradient.rows)) * (world - 1) / world
         wire.meter.record(self.name, "scatter").raw_bytes += raw
         messages, headers = [message for message, _ in pairs], [header for _, header in pairs]
@@ -135,12 +140,15 @@ class RowReducer:
         residuals: RowResiduals | None,
         offset: int | None,
         owners: int = 1,
+        refusal: str | None = None,
     ) -> list[tuple[Tensor, Header]]:
         """Return a message for each owner, with its header.
 
         What is wrong with the gradient becomes the message: other ranks wait for one.
         """
         try:
+            if refusal is not None:
+                raise _RefusedGradient(refusal)
             if len(gradient.rows) and int(gradient.rows[-1]) >= self.rows:
                 raise _RefusedGradient(
                     f"row {int(gradient.rows[-1])} is outside the {self.rows} rows of {self.name!r}"
