@@ -33,17 +33,30 @@ class Batch:
     label: torch.Tensor
     """float32 [B]"""
 
+    whole_rows: int = -1
+    """Rows of the whole batch where these are one rank's share of it; B when not given."""
+
+    first_row: int = 0
+    """Number of the first of these rows in the whole batch."""
+
+    def __post_init__(self) -> None:
+        if self.whole_rows < 0:
+            object.__setattr__(self, "whole_rows", len(self.label))
+
     def __len__(self) -> int:
         return len(self.label)
 
 
-def make_batch(rows: Rows, schema: Schema) -> Batch:
+def make_batch(rows: Rows, schema: Schema, whole_rows: int = -1, first_row: int = 0) -> Batch:
     """Lay rows out for the model; tensors own their memory."""
-    dense = torch.from_numpy(np.array(rows.dense.T, order="C"))
+    share = whole_rows, first_row
+    # Of no rows, numpy's own copy would have strides that kernels refuse.
+    dense = torch.empty(rows.dense.T.shape)
+    dense.numpy()[:] = rows.dense.T
     label = torch.from_numpy(np.array(rows.label))
     if not rows.lists:
         indices = torch.from_numpy(np.array(rows.one_hot, order="C").reshape(-1))
-        return Batch(dense, indices, None, label)
+        return Batch(dense, indices, None, label, *share)
     num_rows, num_tables = len(rows), len(schema.categorical)
     lengths = np.ones((num_tables, num_rows), np.int64)
     parts = []
@@ -57,4 +70,5 @@ def make_batch(rows: Rows, schema: Schema) -> Batch:
             parts.append(next(one_hot))
     offsets = np.zeros(num_tables * num_rows + 1, np.int64)
     np.cumsum(lengths.reshape(-1), out=offsets[1:])
-    return Batch(dense, torch.from_numpy(np.concatenate(parts)), torch.from_numpy(offsets), label)
+    indices = torch.from_numpy(np.concatenate(parts))
+    return Batch(dense, indices, torch.from_numpy(offsets), label, *share)

@@ -98,18 +98,20 @@ class Split:
                 count = min(batch_size - before, size - at)
                 ends = before + count == batch_size or last
                 # Batches that lie in one window, nearly all, are cut before they are copied.
-                first_row, last_row = share(count) if ends and rest is None else (0, count)
-                begin, stop = at + first_row, at + last_row
-                part = (
-                    rows.slice(begin, stop) if shuffle is None else rows.take(shuffle[begin:stop])
-                )
+                begin, end = share(count) if ends and rest is None else (0, count)
+                if shuffle is None:
+                    part = rows.slice(at + begin, at + end)
+                else:
+                    part = rows.take(shuffle[at + begin : at + end])
                 at += count
                 if rest is not None:
                     part, rest = Rows.concat([rest, part]), None
+                    count = len(part)
                     if ends:
-                        part = part.slice(*share(len(part)))
+                        begin, end = share(count)
+                        part = part.slice(begin, end)
                 if ends:
-                    yield make_batch(part, self._schema)
+                    yield make_batch(part, self._schema, count, begin)
                 else:
                     rest = part
 

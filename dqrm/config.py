@@ -8,7 +8,13 @@ from dqrm.compress.config import QuantConfig
 from dqrm.models.config import ModelConfig
 from dqrm.settings import Settings
 from dqrm.tracking.config import TrackingConfig
-from dqrm.training.config import CheckpointConfig, DataConfig, OptimConfig, TrainingConfig
+from dqrm.training.config import (
+    CheckpointConfig,
+    DataConfig,
+    ExchangeConfig,
+    OptimConfig,
+    TrainingConfig,
+)
 
 
 class RunConfig(Settings):
@@ -25,6 +31,7 @@ class RunConfig(Settings):
     quant: QuantConfig = QuantConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainingConfig = TrainingConfig()
+    exchange: ExchangeConfig = ExchangeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
 

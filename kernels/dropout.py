@@ -16,7 +16,9 @@ from dqrm.kernels.rounding import random_bits_reference
 _BITS = 24
 
 
-def dropout_(values: Tensor, probability: float, key: int, stream: int = 0) -> Tensor:
+def dropout_(
+    values: Tensor, probability: float, key: int, stream: int = 0, *, first_row: int = 0
+) -> Tensor:
     """Drop values in place and return them.
 
     NaN and infinity times zero are NaN, as in torch. Any number of threads and any instruction
@@ -27,6 +29,7 @@ def dropout_(values: Tensor, probability: float, key: int, stream: int = 0) -> T
         probability: p of a value to become zero, 0 <= p < 1, exact to 2^-24.
         key: from :func:`dqrm.kernels.rounding.step_key`; equal keys drop the same values.
         stream: each has bits of its own under one key, 0 <= stream < 2^31.
+        first_row: number of the first row, below 2^32; a row has the bits of its number.
     """
     if values.dtype != torch.float32 or values.dim() != 2 or not values.is_contiguous():
         raise ValueError(
@@ -38,22 +41,24 @@ def dropout_(values: Tensor, probability: float, key: int, stream: int = 0) -> T
     module = native()
     if module is None:
         announce_fallback()
-        return values.copy_(dropout_reference(values, probability, key, stream))
+        return values.copy_(dropout_reference(values, probability, key, stream, first_row))
     module.dropout(
         capsule(values),
         _dropped(probability),
         _factor(probability),
         key,
-        stream << 32,
+        (stream << 32) + first_row,
         isa_level(),
         torch.get_num_threads(),
     )
     return values
 
 
-def dropout_reference(values: Tensor, probability: float, key: int, stream: int = 0) -> Tensor:
+def dropout_reference(
+    values: Tensor, probability: float, key: int, stream: int = 0, first_row: int = 0
+) -> Tensor:
     """Return what :func:`dropout_` writes, in plain torch: its definition, bit for bit."""
-    rows = (stream << 32) + torch.arange(values.shape[0])
+    rows = (stream << 32) + first_row + torch.arange(values.shape[0])
     bits = random_bits_reference(key, rows, 0, values.shape[1]) >> 8
     return values * torch.where(bits < _dropped(probability), 0.0, _factor(probability))
 

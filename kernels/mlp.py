@@ -78,6 +78,7 @@ class DenseStack:
         out: Tensor | None = None,
         training: bool = True,
         key: int | None = None,
+        first_row: int = 0,
     ) -> Tensor:
         """Return the output, float32 [B, out_features].
 
@@ -87,6 +88,7 @@ class DenseStack:
             training: drop units and keep what backward needs.
             key: decides the units that are dropped, where there is dropout; equal keys drop the
                 same ones. From :func:`dqrm.kernels.rounding.step_key`.
+            first_row: number of the first row, so that parts of a batch drop what it drops whole.
         """
         _check_rows("x", x, x.shape[0] if x.dim() else 0, self.in_features)
         if out is None:
@@ -95,7 +97,7 @@ class DenseStack:
             _check_rows("out", out, x.shape[0], self.out_features)
         if key is None and training and any(layer.dropout for layer in self.layers):
             raise ValueError("layers with dropout draw random bits: forward needs a key")
-        self._chain.forward(x, out, training, key or 0)
+        self._chain.forward(x, out, training, key or 0, first_row)
         self._batch = x.shape[0] if training else None
         return out
 

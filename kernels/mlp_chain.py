@@ -36,15 +36,16 @@ class Chain:
         self._runs = runs
         self._inputs: list[Tensor] = []
         self._gradients: list[Tensor] = []
-        self._key = 0
+        # Key and first row of the last forward: what it dropped, backward drops.
+        self._bits = 0, 0
 
-    def forward(self, x: Tensor, out: Tensor, training: bool, key: int) -> None:
+    def forward(self, x: Tensor, out: Tensor, training: bool, key: int, first_row: int) -> None:
         """Write the output of ``x``; units are dropped in training only."""
         if not self._inputs or self._inputs[0].shape[0] != x.shape[0]:
             self._inputs, self._gradients = (
                 [torch.empty(x.shape[0], run.inputs) for run in self._runs[1:]] for _ in range(2)
             )
-        self._key = key
+        self._bits = key, first_row
         outputs = [*self._inputs, out]
         for run, to in zip(self._runs, outputs, strict=True):
             if training:
@@ -64,4 +65,6 @@ class Chain:
 
     def _drop(self, run: Run, values: Tensor) -> None:
         if run.dropout:
-            dropout_(values, run.dropout, self._key, _DROPOUT_STREAM + run.first)
+            key, first_row = self._bits
+            stream = _DROPOUT_STREAM + run.first
+            dropout_(values, run.dropout, key, stream, first_row=first_row)

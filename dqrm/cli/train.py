@@ -1,6 +1,7 @@
 """``dqrm train``: resolve the configuration, train, print what came of it."""
 
 import logging
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +22,7 @@ _EXAMPLES = [
     ("dqrm train --config census quant.bits=32 --run-name fp32", "the same in full precision"),
     ("dqrm train --config census --dry-run", "sizes, memory and time, without training"),
     ("dqrm train data.path=prepared/clicks optim.lr=0.05 train.epochs=2", "your own data"),
+    ("dqrm train --config census --nproc 2", "two processes that exchange INT8 gradients"),
     ("dqrm train --config census --resume auto", "go on with the newest unfinished run"),
 ]
 
@@ -43,6 +45,17 @@ def _print_dlrm_help(ctx: click.Context, parameter: click.Parameter, given: bool
 @click.option("--experiment", metavar="NAME", help="MLflow experiment (tracking.experiment).")
 @click.option("--tracking-uri", metavar="URI", help="MLflow store or server (tracking.uri).")
 @click.option("--no-track", is_flag=True, help="Do not record the run in MLflow.")
+@click.option(
+    "--nproc",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Train in N processes on this machine; under torchrun or srun leave it out.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["auto", "ccl", "gloo", "ccl-intel"]),
+    help="What gradients travel over between processes (exchange.backend).",
+)
 @click.option("--print-config", is_flag=True, help="Print the resolved configuration and stop.")
 @click.option("--dry-run", is_flag=True, help="Print sizes, memory, steps and time and stop.")
 @click.option(
@@ -64,6 +77,8 @@ def train(
     experiment: str | None,
     tracking_uri: str | None,
     no_track: bool,
+    nproc: int | None,
+    backend: str | None,
     print_config: bool,
     dry_run: bool,
     overrides: tuple[str, ...],
@@ -82,6 +97,7 @@ def train(
         ("--experiment", "tracking.experiment", experiment),
         ("--tracking-uri", "tracking.uri", tracking_uri),
         ("--no-track", "tracking.enabled", False if no_track else None),
+        ("--backend", "exchange.backend", backend),
     ):
         if value is not None:
             given.set(flag, key, dump_value(value))
@@ -89,6 +105,17 @@ def train(
     if print_config:
         click.echo(to_yaml(config), nl=False)
         return 0
+
+    from dqrm.launch import find_place, start_workers, started_by_us
+
+    place = find_place()
+    if nproc is not None and not started_by_us():
+        if place.world_size > 1:
+            raise click.UsageError(
+                f"--nproc {nproc}: there are {place.world_size} processes already; leave it out"
+            )
+        if nproc > 1 and not dry_run:
+            return start_workers(nproc, sys.argv[1:])
 
     # Before torch is imported: it reads thread counts and the waiting policy only once.
     from dqrm.runtime import prepare_threads
@@ -107,7 +134,8 @@ def train(
 
     recipe = Path(source).stem if source else None
     result = run(config, resume=_resume_point(resume), recipe=recipe)
-    click.echo(summary(result, config))
+    if place.rank == 0:
+        click.echo(summary(result, config))
     return 0 if result.interrupted is None else 128 + result.interrupted
 
 

@@ -3,6 +3,7 @@
     <run>/checkpoints/step-00001200/
         model.safetensors       parameters and buffers
         optimizer.safetensors   optimizer state and the random generator's state
+        residuals.safetensors   what each rank's exchange still owes; of several processes only
         state.json              position in the data, best model so far, history, versions
         config.yaml             the whole configuration
 
@@ -11,12 +12,13 @@ A checkpoint is a folder renamed into place when complete; nothing in it is a pi
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from dqrm import __version__
@@ -101,11 +103,38 @@ class Checkpoint:
         torch.set_rng_state(tensors.pop("rng.torch"))
         optimizer.load_state(tensors)
 
+    def residuals(self) -> list[dict[str, torch.Tensor]]:
+        """Return what the exchange of each rank owed; empty where one process trained alone."""
+        path = self.path / "residuals.safetensors"
+        if not path.is_file():
+            return []
+        with safe_open(path, "pt") as file:
+            world_size = int(file.metadata()["world_size"])
+        states: list[dict[str, torch.Tensor]] = [{} for _ in range(world_size)]
+        for key, tensor in _load_tensors(path).items():
+            rank, _, name = key.partition("/")
+            states[int(rank)][name] = tensor
+        return states
+
 
 def save_checkpoint(
-    folder: Path, model: DLRM, optimizer: Optimizer, state: TrainState, config: RunConfig
+    folder: Path,
+    model: DLRM,
+    optimizer: Optimizer,
+    state: TrainState,
+    config: RunConfig,
+    residuals: Sequence[dict[str, torch.Tensor]] | None = None,
 ) -> Path:
-    """Write ``folder/step-<step>`` atomically and return it."""
+    """Write ``folder/step-<step>`` atomically and return it.
+
+    Args:
+        folder: of all checkpoints of the run.
+        model: its parameters and buffers are saved.
+        optimizer: its state is saved.
+        state: where the run stands.
+        config: the run's.
+        residuals: what the exchange of each rank still owes, in a world of several.
+    """
     path = folder / f"step-{state.step:08d}"
     with new_folder(path) as temporary:
         save_file(
@@ -115,6 +144,16 @@ def save_checkpoint(
         tensors = {name: t.detach().contiguous() for name, t in optimizer.state().items()}
         tensors["rng.torch"] = torch.get_rng_state()
         save_file(tensors, temporary / "optimizer.safetensors")
+        if residuals is not None:
+            save_file(
+                {
+                    f"{rank}/{name}": tensor.contiguous()
+                    for rank, of_rank in enumerate(residuals)
+                    for name, tensor in of_rank.items()
+                },
+                temporary / "residuals.safetensors",
+                {"world_size": str(len(residuals))},
+            )
         (temporary / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         write_json(
             temporary / "state.json",

@@ -111,3 +111,30 @@ class DataConfig(Settings):
 
     window_rows: PositiveInt = Field(default=1 << 20)
     """Rows held in memory and shuffled together; larger mixes better and uses more memory."""
+
+
+class ExchangeConfig(Settings):
+    """What processes that train together send each other; without effect in a single one."""
+
+    backend: Literal["auto", "ccl", "gloo", "ccl-intel"] = "auto"
+    """ccl: oneCCL. gloo: torch's own. auto: oneCCL where every process can load it, else Gloo.
+    ccl-intel: Intel's oneccl_bindings_for_pytorch, made for older torch."""
+
+    rows: Literal["fp32", "bf16", "int8", "int4"] = "int8"
+    """Gradients of touched embedding rows; int8 and int4 have a scale a row."""
+
+    dense: Literal["fp32", "bf16", "fp16", "int8", "int4", "sign"] = "int8"
+    """Gradients of the MLPs; int8 and int4 have a scale a block, sign is one bit a value."""
+
+    error_feedback: bool = True
+    """Add what the dense codec lost to the next step's gradients."""
+
+    residual_rows: NonNegativeInt | None = None
+    """Rows whose loss is kept for when they come again; None keeps up to 262,144 with rows=int4
+    and none otherwise, where stochastic rounding is right on average."""
+
+    warmup_steps: NonNegativeInt = 0
+    """Steps at the beginning that exchange in FP32."""
+
+    timeout_seconds: PositiveFloat = 600.0
+    """How long to wait for another process before the run fails and names it."""

@@ -6,31 +6,38 @@ from torch import Tensor
 from dqrm.data.dataset import Split
 from dqrm.models.dlrm import DLRM
 from dqrm.training.metrics import Metrics, measure
+from dqrm.training.world import World
 
 
 @torch.no_grad()
-def predict(model: DLRM, split: Split, batch_size: int) -> tuple[Tensor, Tensor]:
+def predict(
+    model: DLRM, split: Split, batch_size: int, world: World | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the logits and labels of a split, float32 [rows] each, in file order.
 
-    The model is put into evaluation mode for the time and back afterwards.
+    The model is put into evaluation mode for the time and back afterwards. Ranks of a world share
+    the work, and all get everything.
     """
+    world = world or World()
     was_training = model.training
     model.eval()
-    logits = torch.empty(split.num_rows)
-    labels = torch.empty(split.num_rows)
+    found = torch.zeros(2, split.num_rows)
+    logits, labels = found
     done = 0
     try:
-        for batch in split.batches(batch_size):
-            end = done + batch.label.numel()
-            logits[done:end] = model(batch.dense, batch.indices, batch.offsets)
-            labels[done:end] = batch.label
-            done = end
+        for batch in split.batches(batch_size, rank=world.rank, world_size=world.size):
+            begin = done + batch.first_row
+            end = begin + len(batch)
+            logits[begin:end] = model(batch.dense, batch.indices, batch.offsets)
+            labels[begin:end] = batch.label
+            done += batch.whole_rows
     finally:
         model.train(was_training)
+    world.sum_(found)
     return logits, labels
 
 
-def evaluate(model: DLRM, split: Split, batch_size: int) -> Metrics:
-    """Return the metrics of ``model`` on ``split``."""
-    logits, labels = predict(model, split, batch_size)
+def evaluate(model: DLRM, split: Split, batch_size: int, world: World | None = None) -> Metrics:
+    """Return the metrics of ``model`` on ``split``; see :func:`predict`."""
+    logits, labels = predict(model, split, batch_size, world)
     return measure(logits, labels)

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -14,9 +15,14 @@ from dqrm.data.order import RowOrder
 from dqrm.models.dlrm import DLRM
 from dqrm.tracking.tracker import Tracker
 from dqrm.training.checkpoint import TrainState, prune_checkpoints, save_checkpoint
+from dqrm.training.consensus import Consensus, Wishes
 from dqrm.training.evaluate import evaluate
 from dqrm.training.optimizer import Optimizer, rate_factor
 from dqrm.training.step import TrainStep, make_step
+from dqrm.training.world import World, gather_tensors
+
+if TYPE_CHECKING:
+    from dqrm.comm.exchange import Exchange
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +46,8 @@ class Trainer:
         tracker: receives metrics by step.
         checkpoints: folder for checkpoints.
         stop_requested: asked after every step whether to save and return.
+        exchange: of gradients, in a world of several ranks.
+        world: of this process; rank 0 logs and saves.
     """
 
     def __init__(
@@ -52,6 +60,8 @@ class Trainer:
         tracker: Tracker,
         checkpoints: Path,
         stop_requested: Callable[[], bool],
+        exchange: "Exchange | None" = None,
+        world: World | None = None,
     ) -> None:
         self.config = config
         self.model = model
@@ -60,6 +70,8 @@ class Trainer:
         self.tracker = tracker
         self.checkpoints = checkpoints
         self.stop_requested = stop_requested
+        self.exchange = exchange
+        self.world = world or World()
         self.train_split = dataset.split("train")
         self.validation = (
             dataset.split("validation") if "validation" in dataset.manifest.splits else None
@@ -67,6 +79,7 @@ class Trainer:
         self.batches_per_epoch = self.train_split.num_batches(config.data.batch_size)
         self._saved_step = state.step
         self._saved_at = time.monotonic()
+        self.consensus = Consensus(self.world, self._wishes)
 
     @property
     def total_steps(self) -> int:
@@ -85,19 +98,31 @@ class Trainer:
     def fit(self) -> None:
         """Train from the current state until finished or asked to stop."""
         self.model.train()
-        step = make_step(
-            self.model,
-            self.optimizer,
-            self.config.train.precision,
-            self.config.train.seed,
-            optimize=self.config.train.optimize,
-        )
-        progress = _Progress(self.total_steps, self.state.step)
+        step = self._make_step()
+        progress = _Progress(self.total_steps, self.state.step, shown=self.world.is_main)
         with progress:
-            while not self.finished and not self.stop_requested():
+            while not self.finished and not self.consensus.granted.stop:
                 self._train_epoch(step, progress)
         if self.state.step > self._saved_step:
             self._save()
+
+    def _make_step(self) -> TrainStep:
+        train = self.config.train
+        if self.exchange is None:
+            return make_step(
+                self.model, self.optimizer, train.precision, train.seed, optimize=train.optimize
+            )
+        from dqrm.training.exchanged_step import ExchangedStep
+
+        return ExchangedStep(
+            self.model,
+            self.optimizer,
+            self.exchange,
+            self.world,
+            self.consensus,
+            train.precision,
+            train.seed,
+        )
 
     def _train_epoch(self, train_step: TrainStep, progress: "_Progress") -> None:
         """Train on the rest of the current epoch."""
@@ -109,10 +134,16 @@ class Trainer:
             )
         started = time.perf_counter()
         for batch in self.train_split.batches(
-            data.batch_size, order=order, start_batch=state.batch
+            data.batch_size,
+            order=order,
+            start_batch=state.batch,
+            rank=self.world.rank,
+            world_size=self.world.size,
         ):
             loss = train_step(batch, state.step)
-            rows = batch.label.numel()
+            if self.world.size == 1:
+                self.consensus.ask_alone()
+            rows = batch.whole_rows
             state.step += 1
             state.batch += 1
             state.samples += rows
@@ -123,7 +154,7 @@ class Trainer:
                 state.epoch, state.batch = state.epoch + 1, 0
             progress.advance(state, loss)
             self._between_steps()
-            if self.finished or self.stop_requested():
+            if self.finished or self.consensus.granted.stop:
                 return
             started = time.perf_counter()
 
@@ -137,8 +168,16 @@ class Trainer:
         improved = False
         if self.validation is not None and (periodic or at_epoch_end or self.finished):
             improved = self._validate()
-        if improved or at_epoch_end or self._checkpoint_due() or self.stop_requested():
+        every_steps = self.config.checkpoint.every_steps
+        due = every_steps is not None and state.step % every_steps == 0
+        if improved or at_epoch_end or due or any(self.consensus.granted):
             self._save()
+
+    def _wishes(self) -> Wishes:
+        """What this process wants done after the step, for reasons that others may not share."""
+        minutes = self.config.checkpoint.every_minutes
+        save = minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
+        return Wishes(stop=self.stop_requested(), save=save)
 
     def _log_loss(self) -> None:
         state = self.state
@@ -157,7 +196,8 @@ class Trainer:
         """Measure the validation split and return whether the model is the best so far."""
         assert self.validation is not None
         state, select = self.state, self.config.train.select
-        measured = evaluate(self.model, self.validation, self.config.train.eval_batch_size)
+        batch_size = self.config.train.eval_batch_size
+        measured = evaluate(self.model, self.validation, batch_size, self.world)
         value = measured.auc if select == "auc" else -measured.log_loss
         improved = state.best_value is None or value > state.best_value
         if improved:
@@ -185,26 +225,26 @@ class Trainer:
         self.state.history.append({"step": self.state.step, **metrics})
         self.tracker.log_metrics(metrics, self.state.step)
 
-    def _checkpoint_due(self) -> bool:
-        every_steps = self.config.checkpoint.every_steps
-        every_minutes = self.config.checkpoint.every_minutes
-        return (every_steps is not None and self.state.step % every_steps == 0) or (
-            every_minutes is not None and time.monotonic() - self._saved_at >= 60 * every_minutes
-        )
-
     def _save(self) -> None:
-        save_checkpoint(self.checkpoints, self.model, self.optimizer, self.state, self.config)
-        keep = self.config.checkpoint.keep_last
-        prune_checkpoints(self.checkpoints, keep, self.state.best_step)
+        residuals = None
+        if self.exchange is not None:
+            self.exchange.require_equal(self.model.state_dict()).wait()
+            residuals = gather_tensors(self.exchange.state_dict(), self.world)
+        if self.world.is_main:
+            save_checkpoint(
+                self.checkpoints, self.model, self.optimizer, self.state, self.config, residuals
+            )
+            keep = self.config.checkpoint.keep_last
+            prune_checkpoints(self.checkpoints, keep, self.state.best_step)
         self._saved_step, self._saved_at = self.state.step, time.monotonic()
 
 
 class _Progress:
     """A bar on a terminal, a line every few seconds elsewhere."""
 
-    def __init__(self, total_steps: int, done: int) -> None:
+    def __init__(self, total_steps: int, done: int, *, shown: bool) -> None:
         self._total = total_steps
-        self._terminal = sys.stderr.isatty()
+        self._terminal = shown and sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, initial=done, unit="step", disable=not self._terminal)
         self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
 

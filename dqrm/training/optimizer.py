@@ -39,9 +39,11 @@ class Optimizer:
             raise TypeError("a packed model cannot be trained; load a checkpoint instead")
         self.config = config
         self.collection = model.emb_l
-        self.names = [n for n, p in model.named_parameters() if p is not self.collection.leaf]
-        by_name = dict(model.named_parameters())
-        self._parameters = [by_name[name] for name in self.names]
+        self.dense_parameters = {
+            n: p for n, p in model.named_parameters() if p is not self.collection.leaf
+        }
+        """All parameters but the embedding rows, by name."""
+        self._parameters = list(self.dense_parameters.values())
         self.dense = dense_optimizer(self._parameters, config)
         self.rows = RowOptimizer(self.collection, config)
 
@@ -52,8 +54,16 @@ class Optimizer:
 
     def step(self, step: int) -> None:
         """Apply the gradients of the last backward at the rate of ``step`` (0-based)."""
+        self.apply(self.collection.row_gradient(), step)
+
+    def apply(self, gradient: RowGradient | None, step: int) -> None:
+        """Apply summed gradients of rows, and the dense parameters' in their ``grad``.
+
+        Args:
+            gradient: of the looked-up rows; None if there were none.
+            step: sets the rate; 0-based.
+        """
         factor = rate_factor(step, self.config)
-        gradient = self.collection.row_gradient()
         if self.config.clip_norm is not None:
             self._clip(gradient, self.config.clip_norm)
         self._step_dense(factor)
@@ -69,16 +79,14 @@ class Optimizer:
                 may be any distance apart.
             step: 0-based.
         """
-        factor = rate_factor(step, self.config)
         if self.config.clip_norm is None:
+            factor = rate_factor(step, self.config)
             self._step_dense(factor)
             self.rows.update(batch.indices, batch.offsets, grad_pooled, self._row_rate(factor))
             return
         # The norm of the whole gradient must be known before any of it is applied.
-        gradient = self.collection.kernel.row_gradient(batch.indices, batch.offsets, grad_pooled)
-        self._clip(gradient, self.config.clip_norm)
-        self._step_dense(factor)
-        self.rows.step(gradient, self._row_rate(factor))
+        kernel = self.collection.kernel
+        self.apply(kernel.row_gradient(batch.indices, batch.offsets, grad_pooled), step)
 
     def _step_dense(self, factor: float) -> None:
         for group in self.dense.param_groups:
@@ -93,7 +101,7 @@ class Optimizer:
     def state(self) -> dict[str, Tensor]:
         """Return every state tensor: ``rows.<name>`` and ``dense.<parameter>.<name>``."""
         tensors = {f"rows.{name}": tensor for name, tensor in self.rows.state().items()}
-        for name, parameter in zip(self.names, self._parameters, strict=True):
+        for name, parameter in self.dense_parameters.items():
             for key, value in self.dense.state.get(parameter, {}).items():
                 tensors[f"dense.{name}.{key}"] = value
         return tensors
@@ -111,7 +119,7 @@ class Optimizer:
                     f"{self.config.name}; it was written with another optimizer"
                 )
             tensor.copy_(tensors[f"rows.{name}"])
-        for name, parameter in zip(self.names, self._parameters, strict=True):
+        for name, parameter in self.dense_parameters.items():
             prefix = f"dense.{name}."
             state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
             if state:

@@ -11,7 +11,6 @@
 import logging
 import signal
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -19,25 +18,23 @@ import pandas as pd
 import torch
 
 from dqrm.config import RunConfig
-from dqrm.configuration import to_yaml
 from dqrm.data.dataset import PreparedDataset
 from dqrm.data.encode import RowEncoder
-from dqrm.data.files import write_json, write_text
+from dqrm.data.files import write_json
 from dqrm.models.sizes import ModelSizes
 from dqrm.runtime import prepare_threads
 from dqrm.serving.artifact import save_artifact
 from dqrm.serving.predictor import ARTIFACT_FILE
 from dqrm.tracking.plots import plot_calibration, plot_curves
-from dqrm.tracking.tracker import DatasetRecord, Tracker, start_tracker
-from dqrm.training.build import build_model, sizes_of
-from dqrm.training.checkpoint import Checkpoint, TrainState
+from dqrm.tracking.tracker import DatasetRecord, NullTracker, Tracker, start_tracker
+from dqrm.training.checkpoint import Checkpoint
 from dqrm.training.evaluate import predict
 from dqrm.training.ipex import check_ipex
 from dqrm.training.loop import Trainer
 from dqrm.training.metrics import Metrics, measure
-from dqrm.training.optimizer import Optimizer
-from dqrm.training.resume import find_checkpoint, refuse_changes
+from dqrm.training.setup import Run, set_up
 from dqrm.training.stop import stop_on_signals
+from dqrm.training.world import World, join_world
 
 log = logging.getLogger(__name__)
 
@@ -79,96 +76,66 @@ def train(
     Raises:
         ValueError: configuration, data and checkpoint do not fit together.
         TrainingError: the loss is no longer finite.
+
+    In a world of several processes (dqrm.launch) every rank calls this with the same arguments;
+    rank 0 writes, tests and returns the test's metrics.
     """
     check_ipex(config)
     threads = prepare_threads(config.train.threads)
     log.info("computing with %d threads: %s", threads.count, threads.reason)
-    checkpoint = find_checkpoint(resume, config) if resume else None
-    dataset = PreparedDataset.open(config.data.path)
-    if checkpoint is None:
-        run_dir = _new_run_folder(config, recipe)
-        manifest = dataset.manifest
-        state = TrainState(dataset_digest=manifest.digest, features_digest=manifest.features_digest)
-    else:
-        refuse_changes(checkpoint, config, dataset.manifest.digest)
-        run_dir, state = checkpoint.run_dir, checkpoint.state
-        log.info("resuming %s at step %d", run_dir, state.step)
-    config = config.model_copy(update={"name": run_dir.name, "output": run_dir.parent})
-
-    torch.manual_seed(config.train.seed)
-    model = build_model(config, dataset)
-    optimizer = Optimizer(model, config.optim)
-    if checkpoint is not None:
-        checkpoint.load_model(model)
-        checkpoint.load_optimizer(optimizer)
-    write_text(run_dir / "config.yaml", to_yaml(config))
-
-    # A resumed run goes on as the MLflow run its folder was recorded in.
-    tracker = start_tracker(config.tracking, run_name=run_dir.name, run_dir=run_dir)
+    tracker: Tracker = NullTracker()
     status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
     try:
-        sizes = sizes_of(config, dataset)
-        if checkpoint is None:
-            _describe_run(tracker, config, dataset, sizes, run_dir)
-        with stop_on_signals() as stop:
-            trainer = Trainer(
-                config,
-                dataset,
-                model,
-                optimizer,
-                state,
-                tracker,
-                run_dir / "checkpoints",
-                lambda: stop.signal is not None,
-            )
-            trainer.fit()
-        if stop.signal is not None and not trainer.finished:
+        with join_world(config.exchange) as world:
+            run = set_up(config, resume, recipe, world)
+            if world.is_main:
+                tracker = _start_tracker(run, world)
+            with stop_on_signals() as stop:
+                trainer = Trainer(
+                    run.config,
+                    run.dataset,
+                    run.model,
+                    run.optimizer,
+                    run.state,
+                    tracker,
+                    run.run_dir / "checkpoints",
+                    lambda: stop.signal is not None,
+                    run.exchange,
+                    world,
+                )
+                trainer.fit()
+            if run.exchange is not None:
+                run.exchange.close()
+        # What follows is rank 0's alone; the others have left.
+        if trainer.consensus.granted.stop and not trainer.finished:
             status = "KILLED"
-            name = signal.Signals(stop.signal).name
-            log.info("stopped by %s after step %d; resume with --resume", name, state.step)
-            return _result(run_dir, state, None, sizes, tracker, interrupted=stop.signal)
-        test = _conclude(trainer, dataset, sizes, run_dir)
+            number = stop.signal or signal.SIGTERM
+            name = signal.Signals(number).name
+            log.info("stopped by %s after step %d; resume with --resume", name, run.state.step)
+            return _result(run, None, tracker, interrupted=number)
+        test = _conclude(trainer, run) if world.is_main else None
         status = "FINISHED"
-        return _result(run_dir, state, test, sizes, tracker)
+        return _result(run, test, tracker)
     finally:
         tracker.finish(status)
 
 
-def _new_run_folder(config: RunConfig, recipe: str | None) -> Path:
-    config.output.mkdir(parents=True, exist_ok=True)
-    if config.name is not None:
-        path = config.output / config.name
-        try:
-            path.mkdir()
-        except FileExistsError:
-            raise ValueError(
-                f"the run {path} exists; give another name, or go on with it: --resume {path}"
-            ) from None
-        return path
-    stem = f"{recipe or 'train'}-{datetime.now():%Y%m%d-%H%M%S}"
-    for attempt in range(1000):
-        path = config.output / (f"{stem}-{attempt}" if attempt else stem)
-        try:
-            path.mkdir()
-        except FileExistsError:
-            continue
-        return path
-    raise ValueError(f"{config.output} is full of runs named {stem}-*")
+def _start_tracker(run: Run, world: World) -> Tracker:
+    # A resumed run goes on as the MLflow run its folder was recorded in.
+    tracker = start_tracker(run.config.tracking, run_name=run.run_dir.name, run_dir=run.run_dir)
+    if not run.resumed:
+        _describe_run(tracker, run, world)
+    return tracker
 
 
-def _describe_run(
-    tracker: Tracker,
-    config: RunConfig,
-    dataset: PreparedDataset,
-    sizes: ModelSizes,
-    run_dir: Path,
-) -> None:
+def _describe_run(tracker: Tracker, run: Run, world: World) -> None:
     """Record what is known before the first step."""
+    config, dataset, sizes = run.config, run.dataset, run.sizes
     params = config.model_dump(mode="json", exclude={"name", "output", "tracking"})
     tracker.log_params(
-        {**params, "bits": config.quant.bits, "seed": config.train.seed, "world_size": 1}
+        {**params, "bits": config.quant.bits, "seed": config.train.seed, "world_size": world.size}
     )
-    tracker.log_artifact(run_dir / "config.yaml")
+    tracker.log_artifact(run.run_dir / "config.yaml")
     manifest = dataset.manifest
     for split, info in manifest.splits.items():
         tracker.log_dataset(
@@ -214,10 +181,9 @@ def _input_example(dataset: PreparedDataset) -> pd.DataFrame:
     return pd.DataFrame(row)
 
 
-def _conclude(
-    trainer: Trainer, dataset: PreparedDataset, sizes: ModelSizes, run_dir: Path
-) -> Metrics | None:
+def _conclude(trainer: Trainer, run: Run) -> Metrics | None:
     """Select, test once, pack, plot and record; return the test's metrics."""
+    dataset, sizes, run_dir = run.dataset, run.sizes, run.run_dir
     config, state, tracker = trainer.config, trainer.state, trainer.tracker
     best = run_dir / "checkpoints" / f"step-{state.best_step or state.step:08d}"
     Checkpoint(best, config, state).load_model(trainer.model)
@@ -274,20 +240,16 @@ def _outcome(test: Metrics | None, sizes: ModelSizes, config: RunConfig) -> str:
 
 
 def _result(
-    run_dir: Path,
-    state: TrainState,
-    test: Metrics | None,
-    sizes: ModelSizes,
-    tracker: Tracker,
-    interrupted: int | None = None,
+    run: Run, test: Metrics | None, tracker: Tracker, interrupted: int | None = None
 ) -> TrainResult:
+    state = run.state
     return TrainResult(
-        run_dir=run_dir,
+        run_dir=run.run_dir,
         best_step=state.best_step or state.step,
         validation=state.best_validation(),
         test=test,
-        fp32_bytes=sizes.fp32_bytes,
-        packed_bytes=sizes.packed_bytes,
+        fp32_bytes=run.sizes.fp32_bytes,
+        packed_bytes=run.sizes.packed_bytes,
         samples_per_second=state.samples / state.train_seconds if state.train_seconds else 0.0,
         run_id=tracker.run_id,
         tracking_uri=tracker.uri,

@@ -7,7 +7,7 @@ import math
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from dqrm.compress.linear import QuantLinear
@@ -131,39 +131,72 @@ class FusedStep:
         for stack in (self.bottom, self.top):
             for layer, gradients in zip(stack.layers, stack.gradients, strict=True):
                 layer.weight.grad, layer.bias.grad = gradients
-        self._buffers: tuple[Tensor, ...] = ()
+        self._activations = _Activations(self, 0)
 
     def __call__(self, batch: Batch, step: int) -> float:
         """Forward, backward, update."""
-        vectors, grad_vectors, mixed, grad_mixed, logits, grad_logits = self._workspace(
-            batch.label.numel()
-        )
-        bottom_key, top_key = (step_key(seed, step) for seed in self._seeds)
-        self.bottom.forward(batch.dense, out=vectors[:, 0], key=bottom_key)
-        self.collection.lookup(batch.indices, batch.offsets, vectors[:, 1:])
-        if isinstance(self.interaction, DotInteraction):
-            interaction_forward(vectors, mixed, self.interaction.itself)
-        self.top.forward(mixed, out=logits, key=top_key)
-        loss = check_loss(bce_with_logits(logits, batch.label, grad_logits), step)
-        self.top.backward(grad_logits, out=grad_mixed, key=top_key)
-        if isinstance(self.interaction, DotInteraction):
-            interaction_backward(vectors, grad_mixed, grad_vectors, self.interaction.itself)
-        self.bottom.backward(grad_vectors[:, 0], need_grad_input=False, key=bottom_key)
-        self.optimizer.update(batch, grad_vectors[:, 1:], step)
+        loss = check_loss(self._forward(batch, step), step)
+        self._backward_top(step)
+        self._backward_interaction()
+        self._backward_bottom(step)
+        self.optimizer.update(batch, self._activations.grad_vectors[:, 1:], step)
         return loss
 
-    def _workspace(self, size: int) -> tuple[Tensor, ...]:
-        """Vectors [B, F, D], mixed features [B, K] and logits [B, 1], each with its gradient."""
-        if not self._buffers or self._buffers[0].shape[0] != size:
-            shape = size, len(self.collection.tables) + 1, self.collection.embedding_dim
-            vectors = [torch.empty(shape) for _ in range(2)]
-            if isinstance(self.interaction, DotInteraction):
-                mixed = [torch.empty(size, self.top.in_features) for _ in range(2)]
-            else:
-                mixed = [tensor.flatten(1) for tensor in vectors]
-            logits = [torch.empty(size, 1) for _ in range(2)]
-            self._buffers = (*vectors, *mixed, *logits)
-        return self._buffers
+    def _forward(self, batch: Batch, step: int, *, rows: float | None = None) -> float:
+        """Return the loss and keep its gradient by the logits.
+
+        Args:
+            batch: any number of samples.
+            step: 0-based.
+            rows: what the mean loss is over; the batch when not given.
+        """
+        if self._activations.size != batch.label.numel():
+            self._activations = _Activations(self, batch.label.numel())
+        on = self._activations
+        bottom_key, top_key = self._keys(step)
+        first_row = batch.first_row
+        self.bottom.forward(batch.dense, out=on.vectors[:, 0], key=bottom_key, first_row=first_row)
+        self.collection.lookup(batch.indices, batch.offsets, on.vectors[:, 1:])
+        if isinstance(self.interaction, DotInteraction):
+            interaction_forward(on.vectors, on.mixed, self.interaction.itself)
+        self.top.forward(on.mixed, out=on.logits, key=top_key, first_row=first_row)
+        return bce_with_logits(on.logits, batch.label, on.grad_logits, rows=rows)
+
+    def _backward_top(self, step: int) -> None:
+        on = self._activations
+        self.top.backward(on.grad_logits, out=on.grad_mixed, key=self._keys(step)[1])
+
+    def _backward_interaction(self) -> None:
+        on = self._activations
+        if isinstance(self.interaction, DotInteraction):
+            interaction_backward(
+                on.vectors, on.grad_mixed, on.grad_vectors, self.interaction.itself
+            )
+
+    def _backward_bottom(self, step: int) -> None:
+        grad = self._activations.grad_vectors[:, 0]
+        self.bottom.backward(grad, need_grad_input=False, key=self._keys(step)[0])
+
+    def _keys(self, step: int) -> tuple[int, int]:
+        """Keys of the random bits of both MLPs."""
+        return step_key(self._seeds[0], step), step_key(self._seeds[1], step)
+
+
+class _Activations:
+    """What a step computes on a batch, each with its gradient."""
+
+    def __init__(self, step: FusedStep, size: int) -> None:
+        self.size = size
+        shape = size, len(step.collection.tables) + 1, step.collection.embedding_dim
+        self.vectors, self.grad_vectors = torch.empty(shape), torch.empty(shape)
+        """[B, F, D]: the bottom MLP's output and the pooled embeddings."""
+        if isinstance(step.interaction, DotInteraction):
+            self.mixed, self.grad_mixed = torch.empty(2, size, step.top.in_features)
+        else:
+            self.mixed, self.grad_mixed = self.vectors.flatten(1), self.grad_vectors.flatten(1)
+        """[B, K]: the top MLP's input."""
+        self.logits, self.grad_logits = torch.empty(size, 1), torch.empty(size, 1)
+        """[B, 1]."""
 
 
 def check_loss(value: float, step: int) -> float:

@@ -130,6 +130,7 @@ def test_ranks_share_every_batch(
         assert cuts[-1] == len(chosen)
         for share, start, stop in zip(shares, cuts, cuts[1:], strict=False):
             assert_same(share, make_batch(rows.take(chosen[start:stop]), schema))
+            assert (share.whole_rows, share.first_row) == (len(chosen), start)
 
 
 @pytest.mark.parametrize("window_rows", [32, 70, 1 << 20])

@@ -39,7 +39,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_PRELOADED = ["torch", "torch.distributed", "torch.nn.parallel", "numpy", "pytest"]
+_PRELOADED = [
+    *("torch", "torch.distributed", "torch.nn.parallel", "numpy", "pytest"),
+    "dqrm.training.run",
+]
 # Hung ranks write where they hang this long before they are killed.
 _LAST_WORDS_SECONDS = 2.0
 

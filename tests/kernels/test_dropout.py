@@ -30,6 +30,15 @@ def test_every_level_has_the_bits_of_the_definition(
         assert torch.equal(got, expected), level
 
 
+def test_parts_drop_what_the_whole_drops(each_level: Levels) -> None:
+    values = torch.randn(50, 20)
+    for level in each_level():
+        whole = dropout_(values.clone(), 0.5, KEY, 3)
+        part = dropout_(values[30:].clone(), 0.5, KEY, 3, first_row=30)
+        assert torch.equal(part, whole[30:]), level
+        assert torch.equal(part, dropout_reference(values[30:], 0.5, KEY, 3, 30)), level
+
+
 def test_what_is_not_finite_and_what_is_tiny(each_level: Levels) -> None:
     values = torch.tensor([math.nan, math.inf, -math.inf, 1e-45, 3e38, -0.0]).repeat(40, 3)
     expected = dropout_reference(values, 0.5, KEY)

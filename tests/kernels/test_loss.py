@@ -68,6 +68,19 @@ def test_the_gradient_may_replace_the_logits(each_level: Levels) -> None:
         assert torch.equal(logits, expected)
 
 
+def test_rows_may_be_a_part_of_those_the_mean_is_over(each_level: Levels) -> None:
+    logits, labels = torch.randn(37), (torch.rand(37) < 0.5).float()
+    for _ in each_level():
+        whole, grad = torch.empty(37), torch.empty(37)
+        expected = bce_with_logits(logits, labels, whole)
+        got = 0.0
+        for begin, end in ((0, 0), (0, 20), (20, 37)):
+            part = slice(begin, end)
+            got += bce_with_logits(logits[part], labels[part], grad[part], rows=37)
+        assert got == pytest.approx(expected, rel=1e-6)
+        assert torch.equal(grad, whole)
+
+
 def test_no_rows_and_wrong_arguments(each_level: Levels) -> None:
     for _ in each_level():
         assert math.isnan(bce_with_logits(torch.empty(0), torch.empty(0), torch.empty(0)))

@@ -109,13 +109,12 @@ class BoundStack {
 };
 
 double bce_with_logits(const Array<float>& logits, const Array<float>& labels,
-                       const Array<float>& gradients, const std::string& level) {
+                       const Array<float>& gradients, float factor, const std::string& level) {
   const size_t count = logits.size();
   if (labels.size() != count || gradients.size() != count) {
     throw std::invalid_argument("as many labels and gradients as logits");
   }
   const LossLoops& loops = DQRM_LOOPS_AT(level_named(level), loss_loops);
-  const float factor = count == 0 ? 0.0f : float(1.0 / double(count));
   nb::gil_scoped_release release;
   return loops.bce(logits.data(), labels.data(), gradients.data(), int64_t(count), factor);
 }
@@ -162,10 +161,10 @@ void bind_mlp(nb::module_& module) {
            nb::sig("def backward(self, grad_y: object, grad_x: object, workspace: object, "
                    "threads: int) -> None"));
   module.def("bce_with_logits", &bce_with_logits, "logits"_a, "labels"_a, "gradients"_a,
-             "level"_a,
+             "factor"_a, "level"_a,
              nb::sig("def bce_with_logits(logits: object, labels: object, gradients: object, "
-                     "level: str) -> float"),
-             "Sum of the losses; gradients of their mean are written.");
+                     "factor: float, level: str) -> float"),
+             "Sum of the losses; gradients of the sum times the factor are written.");
   module.def("dropout", &dropout, "values"_a, "dropped"_a, "factor"_a, "key"_a, "first_row"_a,
              "level"_a, "threads"_a,
              nb::sig("def dropout(values: object, dropped: int, factor: float, key: int, "

@@ -1,0 +1,116 @@
+"""The fused step of one rank among several: gradients are exchanged while others are computed.
+
+    forward, loss -------------------------------------------> sum of losses      (all-reduce)
+    backward: top MLP ---------------------------------------> its gradients      (dense codec)
+              interaction, touched rows ---------------------> rows and gradients (row codec)
+              bottom MLP ------------------------------------> its gradients      (dense codec)
+    update: every rank applies the same merged rows and means, bit for bit
+
+Each arrow is sent by the exchange's thread while the next line is computed.
+"""
+
+from torch import Tensor
+
+from dqrm.comm.codecs import codec_named
+from dqrm.comm.exchange import Exchange, TableRows
+from dqrm.comm.policy import Policy, Recipe, RowRecipe
+from dqrm.comm.row_codec import row_codec_named
+from dqrm.data.batch import Batch
+from dqrm.kernels.mlp import DenseStack, StackPrecision
+from dqrm.models.dlrm import DLRM
+from dqrm.training.config import ExchangeConfig
+from dqrm.training.consensus import Consensus
+from dqrm.training.optimizer import Optimizer
+from dqrm.training.step import FusedStep, check_loss
+from dqrm.training.world import World
+
+TABLES = "emb_l"
+"""Name of the embedding tables in the exchange's policy and meter."""
+
+
+def make_exchange(optimizer: Optimizer, config: ExchangeConfig, seed: int) -> Exchange:
+    """Return the exchange of all gradients of a model; a collective call.
+
+    Args:
+        optimizer: of the model.
+        config: the codecs.
+        seed: of stochastic rounding.
+    """
+    rows = RowRecipe(row_codec_named(config.rows), residual_rows=config.residual_rows)
+    codec = codec_named(config.dense)
+    dense = Recipe(codec, error_feedback=config.error_feedback and not codec.linear)
+    collection = optimizer.collection
+    return Exchange(
+        Policy([(TABLES, rows), ("*", dense)], warmup_steps=config.warmup_steps),
+        {name: parameter.numel() for name, parameter in optimizer.dense_parameters.items()},
+        {TABLES: TableRows(collection.num_rows, collection.embedding_dim)},
+        seed=seed,
+    )
+
+
+class ExchangedStep(FusedStep):
+    """A step on this rank's share of a batch.
+
+    Args:
+        model: the same on all ranks, in training mode.
+        optimizer: of that model.
+        exchange: of its gradients.
+        world: of its ranks.
+        consensus: asked in every step.
+        precision: of the products in the MLPs.
+        seed: as in FusedStep; dropout drops the units it drops in a world of one.
+    """
+
+    def __init__(
+        self,
+        model: DLRM,
+        optimizer: Optimizer,
+        exchange: Exchange,
+        world: World,
+        consensus: Consensus,
+        precision: StackPrecision = "fp32",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, optimizer, precision, seed)
+        self.exchange = exchange
+        self.world = world
+        self.consensus = consensus
+        by_tensor = {id(p): name for name, p in optimizer.dense_parameters.items()}
+        self._bottom_gradients = _named_gradients(self.bottom, by_tensor)
+        self._top_gradients = _named_gradients(self.top, by_tensor)
+
+    def __call__(self, batch: Batch, step: int) -> float:
+        """Forward, backward, exchange, update; return the mean loss of the whole batch.
+
+        ``batch`` is this rank's share, and may be empty.
+        """
+        world, exchange = self.world, self.exchange
+        # The mean over ranks of what is divided by this is the mean over the whole batch.
+        own = self._forward(batch, step, rows=batch.whole_rows / world.size)
+        whole_loss = self.consensus.start(own / world.size)
+        exchange.start_step(step)
+        self._backward_top(step)
+        loss = check_loss(whole_loss(), step)
+        top = exchange.reduce_dense(self._top_gradients)
+        self._backward_interaction()
+        grad_pooled = self._activations.grad_vectors[:, 1:]
+        touched = exchange.reduce_rows(
+            TABLES,
+            self.collection.kernel.row_gradient(batch.indices, batch.offsets, grad_pooled),
+        )
+        self._backward_bottom(step)
+        bottom = exchange.reduce_dense(self._bottom_gradients)
+        merged = touched.wait()
+        top.wait()
+        bottom.wait()
+        self.optimizer.apply(merged, step)
+        return loss
+
+
+def _named_gradients(stack: DenseStack, names: dict[int, str]) -> dict[str, Tensor]:
+    """Return the gradients of a stack's layers by the names of their parameters."""
+    return {
+        names[id(parameter)]: gradient
+        for layer, gradients in zip(stack.layers, stack.gradients, strict=True)
+        for parameter, gradient in zip(layer[:2], gradients, strict=True)
+    }

@@ -1,0 +1,148 @@
+"""What a run works on: made anew, or read back from a checkpoint; the same on every rank."""
+
+import logging
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from dqrm.config import RunConfig
+from dqrm.configuration import to_yaml
+from dqrm.data.dataset import PreparedDataset
+from dqrm.data.files import write_text
+from dqrm.models.dlrm import DLRM
+from dqrm.models.sizes import ModelSizes
+from dqrm.training.build import build_model, sizes_of
+from dqrm.training.checkpoint import Checkpoint, TrainState, read_checkpoint
+from dqrm.training.optimizer import Optimizer
+from dqrm.training.resume import find_checkpoint, refuse_changes
+from dqrm.training.world import World
+
+if TYPE_CHECKING:
+    from dqrm.comm.exchange import Exchange
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run works on."""
+
+    config: RunConfig
+    dataset: PreparedDataset
+    run_dir: Path
+    resumed: bool
+    state: TrainState
+    model: DLRM
+    optimizer: Optimizer
+    exchange: "Exchange | None"
+    """Of gradients, in a world of several ranks."""
+    sizes: ModelSizes
+
+
+def set_up(
+    config: RunConfig, resume: Path | Literal["auto"] | None, recipe: str | None, world: World
+) -> Run:
+    """Make, or read back, all that training needs; every rank calls this.
+
+    Args:
+        config: the resolved configuration.
+        resume: a run's folder, a checkpoint, "auto", or None for a new run.
+        recipe: begins the new run's name when ``config.name`` is not given.
+        world: of the ranks. Rank 0 chooses the folder and the checkpoint.
+
+    Raises:
+        ValueError: configuration, data and checkpoint do not fit together.
+    """
+    if world.size > 1 and config.train.optimize == "ipex":
+        raise ValueError(
+            "train.optimize=ipex trains in one process only: leave it out, or start one process"
+        )
+    with world.main_first():
+        dataset = PreparedDataset.open(config.data.path)
+    checkpoint = None
+    if world.is_main:
+        checkpoint = find_checkpoint(resume, config) if resume else None
+        if checkpoint is not None:
+            refuse_changes(checkpoint, config, dataset.manifest.digest)
+        run_dir = checkpoint.run_dir if checkpoint else _new_run_folder(config, recipe)
+        chosen = str(run_dir), "" if checkpoint is None else str(checkpoint.path)
+        world.from_main("\n".join(chosen))
+    else:
+        folder, _, path = world.from_main(None).partition("\n")
+        run_dir = Path(folder)
+        checkpoint = read_checkpoint(Path(path)) if path else None
+    config = config.model_copy(update={"name": run_dir.name, "output": run_dir.parent})
+    manifest = dataset.manifest
+    state = (
+        TrainState(dataset_digest=manifest.digest, features_digest=manifest.features_digest)
+        if checkpoint is None
+        else checkpoint.state
+    )
+    torch.manual_seed(config.train.seed)
+    model = build_model(config, dataset)
+    optimizer = Optimizer(model, config.optim)
+    exchange = None
+    if world.size > 1:
+        from dqrm.training.exchanged_step import make_exchange
+
+        exchange = make_exchange(optimizer, config.exchange, config.train.seed)
+    if checkpoint is not None:
+        checkpoint.load_model(model)
+        checkpoint.load_optimizer(optimizer)
+        _load_residuals(checkpoint, exchange, world)
+        log.info("resuming %s at step %d", run_dir, state.step)
+    if world.is_main:
+        write_text(run_dir / "config.yaml", to_yaml(config))
+    return Run(
+        config,
+        dataset,
+        run_dir,
+        checkpoint is not None,
+        state,
+        model,
+        optimizer,
+        exchange,
+        sizes_of(config, dataset),
+    )
+
+
+def _load_residuals(checkpoint: Checkpoint, exchange: "Exchange | None", world: World) -> None:
+    """Let the exchange owe what it owed, shared among as many ranks as there are now."""
+    states = checkpoint.residuals()
+    if exchange is None:
+        if any(states):
+            log.warning(
+                "%s was written by %d processes; what they still owed each other is dropped",
+                checkpoint.path,
+                len(states),
+            )
+        return
+    if states:
+        from dqrm.comm.resharding import reshard
+
+        exchange.load_state_dict(reshard(states, world.size)[world.rank])
+
+
+def _new_run_folder(config: RunConfig, recipe: str | None) -> Path:
+    config.output.mkdir(parents=True, exist_ok=True)
+    if config.name is not None:
+        path = config.output / config.name
+        try:
+            path.mkdir()
+        except FileExistsError:
+            raise ValueError(
+                f"the run {path} exists; give another name, or go on with it: --resume {path}"
+            ) from None
+        return path
+    stem = f"{recipe or 'train'}-{datetime.now():%Y%m%d-%H%M%S}"
+    for attempt in range(1000):
+        path = config.output / (f"{stem}-{attempt}" if attempt else stem)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue
+        return path
+    raise ValueError(f"{config.output} is full of runs named {stem}-*")
