@@ -23,6 +23,7 @@ from dqrm.training.world import World, gather_tensors
 
 if TYPE_CHECKING:
     from dqrm.comm.exchange import Exchange
+    from dqrm.training.exchange_metrics import ExchangeMetrics
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Trainer:
             dataset.split("validation") if "validation" in dataset.manifest.splits else None
         )
         self.batches_per_epoch = self.train_split.num_batches(config.data.batch_size)
+        self._exchange_metrics = None if exchange is None else _metrics_of(exchange)
         self._saved_step = state.step
         self._saved_at = time.monotonic()
         self.consensus = Consensus(self.world, self._wishes)
@@ -188,6 +190,8 @@ class Trainer:
             "perf/samples_per_second": state.loss_rows / seconds,
             "perf/step_seconds": seconds / (state.step - state.logged_step),
         }
+        if self._exchange_metrics is not None:
+            metrics |= self._exchange_metrics.since_last(state.step - state.logged_step)
         state.loss_sum, state.loss_rows = 0.0, 0
         state.logged_step, state.logged_seconds = state.step, state.train_seconds
         self._record(metrics)
@@ -237,6 +241,13 @@ class Trainer:
             keep = self.config.checkpoint.keep_last
             prune_checkpoints(self.checkpoints, keep, self.state.best_step)
         self._saved_step, self._saved_at = self.state.step, time.monotonic()
+
+
+def _metrics_of(exchange: "Exchange") -> "ExchangeMetrics":
+    # Imported by runs of several processes alone: it needs torch.distributed.
+    from dqrm.training.exchange_metrics import ExchangeMetrics
+
+    return ExchangeMetrics(exchange)
 
 
 class _Progress:

@@ -116,6 +116,14 @@ def test_without_codecs_any_world_size_gives_the_same_run(clicks_data, folder):
 def test_compressed_gradients_train_as_well(compressed, clicks_data, folder):
     _, plain = train_world(1, settings(clicks_data, folder, "alone"))
     assert compressed[1] == pytest.approx(plain, abs=0.01)
+    history = read_checkpoint(newest(compressed[0])).state.history
+    logged = [entry for entry in history if "comm/ratio" in entry]
+    assert [entry["step"] for entry in logged] == [10, 20, 30, 40, 50, 60]
+    for entry in logged:
+        assert entry["comm/ratio"] > 2
+        assert 0 < entry["comm/sent_bytes_per_step"] == entry["comm/received_bytes_per_step"]
+        assert entry["comm/exposed_seconds"] > 0
+        assert entry["comm/residual_norm"] > 0
     residuals = load_file(newest(compressed[0]) / "residuals.safetensors")
     assert {name.partition("/")[0] for name in residuals} == {"0", "1"}
     assert any(bool(tensor.any()) for tensor in residuals.values())
