@@ -48,9 +48,16 @@ void sort(const Evicted& evicted, int64_t count, int64_t dim) {
 
 int64_t place_rows(const HotRows& hot, const int64_t* rows, int64_t count, int64_t* slots,
                    const Evicted& evicted) {
+  // Until a row's turn comes, `slots` holds where its set begins.
+  const auto fetch = [&](int64_t i) {
+    slots[i] = set_of(hot, rows[i]);
+    __builtin_prefetch(hot.rows + slots[i]);
+    __builtin_prefetch(hot.uses + slots[i], 1);
+  };
+  for (int64_t i = 0; i < std::min(kAhead, count); ++i) fetch(i);
   for (int64_t i = 0; i < count; ++i) {
-    if (i + kAhead < count) __builtin_prefetch(hot.rows + set_of(hot, rows[i + kAhead]));
-    const int64_t set = set_of(hot, rows[i]);
+    if (i + kAhead < count) fetch(i + kAhead);
+    const int64_t set = slots[i];
     slots[i] = -1;
     for (int64_t slot = set; slot < set + HotRows::kWays; ++slot) {
       if (hot.rows[slot] != rows[i]) continue;

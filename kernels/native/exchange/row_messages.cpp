@@ -9,11 +9,14 @@
 namespace dqrm {
 namespace {
 
-// Floats of the rows that are encoded, or summed, at a time: half of the first cache.
-constexpr int64_t kChunkFloats = 4096;
-constexpr int64_t kAhead = 8;  // Rows that are fetched before they are needed.
+// Floats of the rows that are encoded, or summed, at a time: half of the first cache. Those with
+// residuals take their place there a second time.
+constexpr int64_t kChunkFloats = 4096, kCompensatedFloats = 1024;
+constexpr int64_t kAhead = 24;  // Residuals that are fetched before they are needed.
 
-int64_t chunk_rows(int64_t dim) { return std::max<int64_t>(1, kChunkFloats / dim); }
+int64_t chunk_rows(int64_t dim, int64_t floats = kChunkFloats) {
+  return std::max<int64_t>(1, floats / dim);
+}
 
 // Calls function(begin, end) for chunks of [0, count).
 template <typename Function>
@@ -57,12 +60,12 @@ int64_t slot_of(const RowParts& parts, const RowResiduals& residuals, int64_t i)
   return residuals.slots != nullptr && i < parts.count ? residuals.slots[i] : -1;
 }
 
-// Gathers rows [begin, end), their residuals added, into `to`.
+// Gathers rows [begin, end) of `all`, their residuals added, into `to`.
 void gather(const RowFormat& format, const Picked& picked, const RowResiduals& residuals,
-            int64_t begin, int64_t end, float* to) {
+            int64_t begin, int64_t end, int64_t all, float* to) {
   const int64_t dim = format.dim;
   for (int64_t i = begin; i < end; ++i) {
-    if (i + kAhead < end) {
+    if (i + kAhead < all) {
       const int64_t ahead = slot_of(picked.parts, residuals, picked[i + kAhead]);
       if (ahead >= 0) __builtin_prefetch(residuals.values + ahead * dim, 1);
     }
@@ -75,6 +78,48 @@ void gather(const RowFormat& format, const Picked& picked, const RowResiduals& r
       for (int64_t d = 0; d < dim; ++d) to[d] = value[d] + residual[d];
     }
     to += dim;
+  }
+}
+
+constexpr int64_t kEnd = std::numeric_limits<int64_t>::max();
+
+// The next of a message's rows, which end with kEnd, and where it is told its number in the union.
+struct Cursor {
+  const int64_t* row;
+  int64_t* target;
+};
+
+// Writes the union of the rows of some messages and returns their number. Every message's next row
+// is given the union's next number; it stays where the row is the smallest, and is overwritten later
+// elsewhere. No branch depends on the rows.
+int64_t unite(std::vector<Cursor>& cursors, int64_t* rows) {
+  for (int64_t distinct = 0;; ++distinct) {
+    int64_t row = kEnd;
+    for (const Cursor& cursor : cursors) row = std::min(row, *cursor.row);
+    if (row == kEnd) return distinct;
+    rows[distinct] = row;
+    for (Cursor& cursor : cursors) {
+      *cursor.target = distinct;
+      const bool taken = *cursor.row == row;
+      cursor.row += taken;
+      cursor.target += taken;
+    }
+  }
+}
+
+// The same for two messages, all in registers.
+int64_t unite_two(Cursor one, Cursor other, int64_t* rows) {
+  for (int64_t distinct = 0;; ++distinct) {
+    const int64_t first = *one.row, second = *other.row;
+    const int64_t row = std::min(first, second);
+    if (row == kEnd) return distinct;
+    rows[distinct] = row;
+    *one.target = distinct;
+    *other.target = distinct;
+    one.row += first == row;
+    one.target += first == row;
+    other.row += second == row;
+    other.target += second == row;
   }
 }
 
@@ -118,18 +163,19 @@ Encoded encode_row_message(const CodeLoops& loops, const RowFormat& format, cons
     const int64_t bad = not_finite.or_none();
     return {key_bytes + picked * format.row_bytes(), bad < 0 ? -1 : parts.rows[bad]};
   }
-  in_chunks(threads, picked, chunk_rows(format.dim), [&](int64_t begin, int64_t end) {
+  const int64_t chunk = chunk_rows(format.dim, kCompensatedFloats);
+  in_chunks(threads, picked, chunk, [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> scratch;
     thread_local std::vector<int64_t> numbers;
     scratch.resize(size_t((end - begin) * format.dim));
     numbers.resize(size_t(end - begin));
-    gather(format, rows, residuals, begin, end, scratch.data());
-    for (int64_t i = begin; i < end; ++i) numbers[size_t(i - begin)] = rows.row(i);
+    gather(format, rows, residuals, begin, end, picked, scratch.data());
     // Neighbours that are treated alike are encoded in one call.
     for (int64_t from = begin; from < end;) {
       const bool kept = slot_of(parts, residuals, rows[from]) >= 0;
       int64_t stop = from + 1;
       while (stop < end && (slot_of(parts, residuals, rows[stop]) >= 0) == kept) ++stop;
+      for (int64_t i = from; !kept && i < stop; ++i) numbers[size_t(i - begin)] = rows.row(i);
       float* own = scratch.data() + (from - begin) * format.dim;
       const Rounding of_run{!kept && rounding.stochastic, rounding.key,
                             numbers.data() + (from - begin), 0};
@@ -151,13 +197,11 @@ Encoded encode_row_message(const CodeLoops& loops, const RowFormat& format, cons
 int64_t merge_row_messages(const CodeLoops& loops, const RowFormat& format,
                            const std::vector<RowPayload>& payloads, int64_t limit, float alpha,
                            int64_t* rows, float* values, int threads) {
-  constexpr int64_t kEnd = std::numeric_limits<int64_t>::max();
   // Kept between calls: fresh memory takes longer to touch than to fill.
   struct Message {
     std::vector<int64_t> rows;     // one more than there are: kEnd
     std::vector<int64_t> targets;  // which row of the union each becomes
     int64_t key_bytes;
-    int64_t at;
   };
   thread_local std::vector<Message> kept;
   std::vector<Message>& messages = kept;
@@ -173,7 +217,6 @@ int64_t merge_row_messages(const CodeLoops& loops, const RowFormat& format,
       message.rows.resize(size);
       message.targets.resize(size);
     }
-    message.at = 0;
     message.key_bytes =
         unpack_keys(payload.bytes, payload.size, payload.count,
                     {format.stride.stride, payload.offset}, limit, message.rows.data());
@@ -184,23 +227,14 @@ int64_t merge_row_messages(const CodeLoops& loops, const RowFormat& format,
     message.rows[size_t(payload.count)] = kEnd;
   }
 
-  // Every message's next row is given the union's next number; it stays where the row is the
-  // smallest, and is overwritten later elsewhere. No branch depends on the rows.
-  int64_t distinct = 0;
-  for (;;) {
-    int64_t row = kEnd;
-    for (size_t w = 0; w < world; ++w) {
-      row = std::min(row, messages[w].rows[size_t(messages[w].at)]);
-    }
-    if (row == kEnd) break;
-    rows[distinct] = row;
-    for (size_t w = 0; w < world; ++w) {
-      Message& message = messages[w];
-      message.targets[size_t(message.at)] = distinct;
-      message.at += message.rows[size_t(message.at)] == row;
-    }
-    ++distinct;
+  std::vector<Cursor> cursors;
+  for (size_t w = 0; w < world; ++w) {
+    cursors.push_back({messages[w].rows.data(), messages[w].targets.data()});
   }
+  int64_t nowhere;
+  if (world == 1) cursors.push_back({&kEnd, &nowhere});
+  const int64_t distinct = cursors.size() == 2 ? unite_two(cursors[0], cursors[1], rows)
+                                               : unite(cursors, rows);
 
   in_chunks(threads, distinct, chunk_rows(format.dim), [&](int64_t begin, int64_t end) {
     std::fill_n(values + begin * format.dim, (end - begin) * format.dim, 0.0f);
