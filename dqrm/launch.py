@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 _OURS = "dqrm-"
 """Begins the id of runs whose workers we started."""
@@ -69,17 +70,29 @@ def started_by_us(environment: MutableMapping[str, str] = os.environ) -> bool:
     return environment.get("TORCHELASTIC_RUN_ID", "").startswith(_OURS)
 
 
-def start_workers(count: int, arguments: Sequence[str]) -> int:
-    """Run ``dqrm`` with ``arguments`` in ``count`` processes, and wait for them.
+def start_workers(
+    count: int, arguments: Sequence[str], *, module: str = "dqrm", printed: Path | None = None
+) -> int:
+    """Run a module with ``arguments`` in ``count`` processes, and wait for them.
 
     When one fails, the others are stopped. SIGINT and SIGTERM are passed on.
+
+    Args:
+        count: number of processes.
+        arguments: of the module's command line.
+        module: what ``python -m`` runs.
+        printed: folder for what workers print to standard output; the console when not given.
 
     Returns:
         The exit code: 0, or that of the worker that failed first, or 128 and the signal's number.
     """
     # A launcher has nothing to compute with.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import (
+        DefaultLogsSpecs,
+        SignalException,
+        Std,
+    )
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -94,9 +107,13 @@ def start_workers(count: int, arguments: Sequence[str]) -> int:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.1,
+        logs_specs=DefaultLogsSpecs(
+            log_dir=None if printed is None else str(printed),
+            redirects=Std.NONE if printed is None else Std.OUT,
+        ),
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "dqrm", *arguments)
+        elastic_launch(config, sys.executable)("-m", module, *arguments)
     except SignalException as stopped:
         return 128 + int(stopped.sigval)
     except ChildFailedError as failed:

@@ -9,6 +9,10 @@ _COMMANDS = {
         "dqrm.cli.bench.accuracy:accuracy",
         "Compare a recipe in FP32, quantized afterwards, and trained at its low bits.",
     ),
+    "replicas": (
+        "dqrm.cli.bench.replicas:replicas",
+        "Compare one process with several, by codecs of the exchange.",
+    ),
     "prepare": (
         "dqrm.cli.bench.preparation:prepare",
         "Time preparation beside pandas only parsing.",

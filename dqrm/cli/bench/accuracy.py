@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dqrm.cli.bench.seeds import seeds_option
 from dqrm.cli.framework import DqrmCommand
 from dqrm.cli.options import config_option, overrides_argument
 from dqrm.cli.text import bytes_text, table
@@ -22,18 +23,9 @@ _EXAMPLES = [
 ]
 
 
-def _seeds(ctx: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{text!r}: give whole numbers, for example 0,1,2") from None
-
-
 @click.command("accuracy", cls=DqrmCommand, examples=_EXAMPLES)
 @config_option()
-@click.option(
-    "--seeds", default="0,1,2", show_default=True, callback=_seeds, help="Seeds, by commas."
-)
+@seeds_option()
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), help="Write all that was measured."
 )
