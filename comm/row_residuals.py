@@ -118,7 +118,7 @@ class RowResiduals:
         places, rows = self._kept()
         state = {
             "rows": rows,
-            "places": places,
+            "places": places.clone(),
             "values": self.values[places],
             "waiting_rows": self._waiting.rows.clone(),
             "waiting_values": self._waiting.values.clone(),

@@ -16,6 +16,8 @@ from dqrm.training.checkpoint import list_checkpoints, read_checkpoint
 
 NETWORK = {"embedding_dim": 8, "bottom_mlp": [16], "top_mlp": [16], "dropout": 0.2}
 PLAIN = {"rows": "fp32", "dense": "fp32"}
+# Both keep residuals: INT8 rows alone would not.
+CODES = {"rows": "int4", "dense": "int8"}
 
 
 def settings(path, output, name, **sections):
@@ -88,8 +90,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compressed(clicks_data, folder):
-    """Two processes with the default codecs."""
-    return train_world(2, settings(clicks_data, folder, "compressed"))
+    """Two processes that owe each other something of every gradient."""
+    return train_world(2, settings(clicks_data, folder, "compressed", exchange=CODES))
 
 
 def test_without_codecs_any_world_size_gives_the_same_run(clicks_data, folder):
@@ -130,19 +132,20 @@ def test_compressed_gradients_train_as_well(compressed, clicks_data, folder):
 
 
 def test_a_resumed_run_has_the_bits_of_an_unbroken_one(compressed, clicks_data, folder):
-    short = settings(clicks_data, folder, "broken", train={"max_steps": 33})
+    short = settings(clicks_data, folder, "broken", train={"max_steps": 33}, exchange=CODES)
     run, _ = train_world(2, short)
     (run / "summary.json").unlink()
-    whole = settings(clicks_data, folder, "broken")
+    whole = settings(clicks_data, folder, "broken", exchange=CODES)
     assert_same_bits(train_world(2, whole, resume=str(run))[0], compressed[0])
 
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_a_run_goes_on_in_another_number_of_processes(clicks_data, folder, compressed, size):
     name = f"grown{size}"
-    short = settings(clicks_data, folder, name, train={"max_steps": 33})
+    short = settings(clicks_data, folder, name, train={"max_steps": 33}, exchange=CODES)
     run, _ = train_world(2, short)
-    again, auc = train_world(size, settings(clicks_data, folder, name), resume=str(run))
+    whole = settings(clicks_data, folder, name, exchange=CODES)
+    again, auc = train_world(size, whole, resume=str(run))
     assert read_checkpoint(newest(again)).state.step == 60
     assert auc == pytest.approx(compressed[1], abs=0.01)
 
