@@ -18,8 +18,9 @@ def reshard(states: Sequence[Mapping[str, Tensor]], world_size: int) -> list[dic
     """Return the states of ``world_size`` ranks from those of all ranks of another world.
 
     Args:
-        states: what Exchange.state_dict returned, by rank.
-        world_size: of the new world. As many as there are states: they are returned as they are.
+        states: what Exchange.state_dict returned, by rank; in two levels, by leader.
+        world_size: of the new world; in two levels, its leaders. As many as there are states: they
+            are returned as they are.
     """
     if world_size == len(states):
         return [dict(state) for state in states]

@@ -3,13 +3,24 @@
 Every rank makes the gradients of all ranks from their seeds and so knows what must come out.
 """
 
-from functools import cache
-from typing import Any
-
 import pytest
 import torch
 from backends_here import BACKENDS
-from torch import Tensor, distributed
+from exchanges import (
+    DIM,
+    ROWS,
+    SHAPES,
+    as_table,
+    dense_gradients,
+    exchange_group,
+    make,
+    mean_dense,
+    mean_rows,
+    owed_dense,
+    owed_rows,
+    row_gradient,
+    step_of,
+)
 from worlds import run_world
 
 from dqrm.comm import (
@@ -20,86 +31,18 @@ from dqrm.comm import (
     Largest,
     MessageError,
     Meter,
-    Policy,
     Recipe,
     RefusedError,
     ReplicasDifferError,
     RowRecipe,
     Rows,
     Signs,
-    TableRows,
 )
 from dqrm.comm.message import name_checksum
 from dqrm.comm.wire import Wire
 from dqrm.kernels.tables import RowGradient
 
-ROWS, DIM = 700, 16
-SHAPES = {"a.weight": (40, 30), "a.bias": (30,), "b.weight": (3, 7, 50), "empty": (0,), "c": (1,)}
 WORLDS = [1, 2, 3, 4]
-
-
-def row_gradient(rank: int, step: int) -> RowGradient:
-    """Of one rank; another number of rows on each, and none on rank 1 in every second step."""
-    generator = torch.Generator().manual_seed(1000 * step + rank)
-    count = 0 if rank == 1 and step % 2 else 50 + 60 * rank
-    rows = torch.randperm(ROWS, generator=generator)[:count].sort()[0]
-    return RowGradient(rows, torch.randn(count, DIM, generator=generator))
-
-
-def dense_gradients(rank: int, step: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(1000 * step + rank + 500)
-    return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
-
-
-def as_table(gradient: RowGradient) -> Tensor:
-    table = torch.zeros(ROWS, DIM)
-    table[gradient.rows] = gradient.values
-    return table
-
-
-def mean_rows(world: int, step: int) -> tuple[Tensor, Tensor]:
-    """The union of the rows and, as a table, the mean as the ranks must compute it."""
-    alpha = torch.tensor(1 / world, dtype=torch.float32)
-    gradients = [row_gradient(rank, step) for rank in range(world)]
-    total = torch.zeros(ROWS, DIM)
-    for gradient in gradients:
-        total = total + alpha * as_table(gradient)
-    return torch.cat([gradient.rows for gradient in gradients]).unique(), total
-
-
-def mean_dense(world: int, step: int) -> dict[str, Tensor]:
-    all_ranks = [dense_gradients(rank, step) for rank in range(world)]
-    return {name: sum(one[name] for one in all_ranks) / world for name in SHAPES}
-
-
-@cache
-def exchange_group() -> distributed.ProcessGroup:
-    """One for all exchanges of a world, one after the other; the tests' own sums use another."""
-    return distributed.new_group()
-
-
-def make(dense: Recipe, rows: RowRecipe, **arguments: Any) -> Exchange:
-    warmup = arguments.pop("warmup_steps", 0)
-    return Exchange(
-        Policy([("tables", rows), ("*", dense)], warmup),
-        {name: torch.Size(shape).numel() for name, shape in SHAPES.items()},
-        {"tables": TableRows(ROWS, DIM)},
-        group=exchange_group(),
-        **arguments,
-    )
-
-
-def step_of(exchange: Exchange, step: int) -> tuple[RowGradient, dict[str, Tensor]]:
-    """Exchange the gradients of a step, both under way at once, and hold the replicas equal."""
-    exchange.start_step(step)
-    dense = dense_gradients(exchange.rank, step)
-    rows = exchange.reduce_rows("tables", row_gradient(exchange.rank, step))
-    done = exchange.reduce_dense(dense)
-    merged = rows.wait(20)
-    done.wait(20)
-    if exchange.world_size > 1:
-        exchange.require_equal({"rows": merged.rows, "values": merged.values, **dense}).wait(20)
-    return merged, dense
 
 
 def exact_sums(rank: int, world: int) -> None:
@@ -116,33 +59,6 @@ def exact_sums(rank: int, world: int) -> None:
             for name, mean in mean_dense(world, step).items():
                 torch.testing.assert_close(dense[name], mean)
         exchange.close(20)
-
-
-def summed(value: Tensor) -> Tensor:
-    value = value.clone()
-    distributed.all_reduce(value)
-    return value
-
-
-def owed_rows(exchange: Exchange) -> Tensor:
-    """(Sum of residuals) / W and the owners' residuals, the same on all ranks."""
-    owed = summed(exchange.row_residuals["tables"].values) / exchange.world_size
-    if "tables" in exchange._owned:
-        owed += summed(exchange._owned["tables"].values)
-    return owed
-
-
-def owed_dense(exchange: Exchange) -> dict[str, Tensor]:
-    owed = {}
-    state = exchange.feedback.state_dict()
-    for name, shape in SHAPES.items():
-        count = torch.Size(shape).numel()
-        own = state.get(f"worker/{name}", torch.zeros(count)) / exchange.world_size
-        if f"owner/{name}" in state:
-            begin, part = int(state[f"owner_begin/{name}"]), state[f"owner/{name}"]
-            own[begin : begin + part.numel()] += part
-        owed[name] = summed(own).view(shape)
-    return owed
 
 
 def nothing_is_lost_of_rows(rank: int, world: int, bits: int, algorithm: str) -> None:
@@ -342,86 +258,3 @@ def all_checks(rank: int, world: int) -> None:
 @pytest.mark.parametrize("world", WORLDS)
 def test_exchanges(world: int, backend: str) -> None:
     run_world(all_checks, world, backend=backend, timeout=90)
-
-
-def loop_in(rank: int, world: int) -> list[dict[str, Tensor]]:
-    """Steps with owners' residuals, and the state they leave."""
-    exchange = make(
-        Recipe(Blocks(4, block=64), algorithm="scatter"),
-        RowRecipe(Rows(4), residual_rows=64, algorithm="owner"),
-    )
-    for step in range(4):
-        step_of(exchange, step)
-    state = exchange.state_dict()
-    exchange.close(20)
-    return [state]
-
-
-def go_on_in(rank: int, world: int, states: list[dict[str, Tensor]], algorithm: str) -> Any:
-    exchange = make(
-        Recipe(Blocks(4, block=64), algorithm="gather" if algorithm == "gather" else "scatter"),
-        RowRecipe(Rows(4), residual_rows=ROWS, algorithm=algorithm),  # type: ignore[arg-type]
-    )
-    exchange.load_state_dict(states[rank])
-    given = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
-    applied = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
-    given_rows, applied_rows = torch.zeros(ROWS, DIM), torch.zeros(ROWS, DIM)
-    for step in range(4, 8):
-        merged, dense = step_of(exchange, step)
-        applied_rows += as_table(merged)
-        given_rows += mean_rows(world, step)[1]
-        for name, mean in mean_dense(world, step).items():
-            given[name] += mean
-            applied[name] += dense[name]
-    paid = {name: applied[name] - given[name] for name in SHAPES}
-    owed = owed_dense(exchange)
-    before_rows = applied_rows - given_rows + owed_rows(exchange)
-    exchange.close(20)
-    return {name: paid[name] + owed[name] for name in SHAPES}, before_rows
-
-
-def owed_by(states: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Tensor]:
-    """What the states of a world say is owed to each parameter, and to the rows."""
-    world = len(states)
-    dense = {}
-    for name, shape in SHAPES.items():
-        total = torch.zeros(torch.Size(shape).numel())
-        for state in states:
-            total += state[f"dense/worker/{name}"] / world
-            if f"dense/owner/{name}" in state:
-                begin = int(state[f"dense/owner_begin/{name}"])
-                part = state[f"dense/owner/{name}"]
-                total[begin : begin + part.numel()] += part
-        dense[name] = total.view(shape)
-    rows = torch.zeros(ROWS, DIM)
-    for state in states:
-        for kind, share in (("rows", world), ("owned", 1)):
-            for part in ("", "waiting_"):
-                numbers = state[f"{kind}/tables/{part}rows"]
-                rows.index_add_(0, numbers, state[f"{kind}/tables/{part}values"] / share)
-    return dense, rows
-
-
-@pytest.mark.parametrize(("world", "algorithm"), [(2, "gather"), (2, "owner"), (4, "owner")])
-def test_another_world_pays_what_is_owed(world: int, algorithm: str) -> None:
-    from dqrm.comm import reshard
-
-    states = [state for [state] in run_world(loop_in, 3)]
-    dense, rows = owed_by(states)
-    assert rows.norm() > 0
-    fresh = reshard(states, world)
-    results = run_world(go_on_in, world, states=fresh, algorithm=algorithm)
-    for found, found_rows in results:
-        for name, owed in dense.items():
-            torch.testing.assert_close(found[name], owed, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(found_rows, rows, rtol=1e-4, atol=1e-4)
-
-
-def test_resharding_to_the_same_world_changes_nothing() -> None:
-    from dqrm.comm import reshard
-
-    states = [{"dense/worker/a": torch.randn(3)} for _ in range(3)]
-    fresh = reshard(states, 3)
-    assert [state["dense/worker/a"].tolist() for state in fresh] == [
-        state["dense/worker/a"].tolist() for state in states
-    ]
