@@ -11,6 +11,7 @@ from datetime import timedelta
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
+import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Store
 
@@ -120,22 +121,22 @@ class CclTransport:
         self._timeout = timeout
         self._alive: dict[int, _CclPending] = {}
         self._sweep_at = _SWEEP
-        self._group = self._join(store, "collectives", rank, size)
+        self._dtypes = {getattr(torch, name): code for name, code in self.module.DTYPES.items()}
+        if rank == 0:
+            store.set("address", self.module.open_address())
+        else:
+            store.wait(["address"], timedelta(seconds=timeout))
+        address = store.get("address")
+        self._group: _ccl.Group = self.module.join(address, size, rank, timeout)
         # Of messages between two ranks the others know nothing, so their order among collectives
         # may differ from rank to rank, which oneCCL would not survive in one group.
-        self._pairs = self._join(store, "pairs", rank, size) if size > 1 else self._group
-
-    def _join(self, store: Store, key: str, rank: int, size: int) -> "_ccl.Group":
-        if rank == 0:
-            store.set(key, self.module.open_address())
-        else:
-            store.wait([key], timedelta(seconds=self._timeout))
-        group: _ccl.Group = self.module.join(store.get(key), size, rank, self._timeout)
-        return group
+        self._pairs = self._group
+        if size > 1:
+            self._pairs = self.module.join(address, size, rank, timeout)
 
     def reduces(self, tensor: Tensor, op: Op) -> bool:
         """See `Transport.reduces`."""
-        return op in self.module.REDUCTIONS and _dtype_name(tensor) in self.module.DTYPES
+        return op in self.module.REDUCTIONS and tensor.dtype in self._dtypes
 
     def all_reduce(self, tensor: Tensor, op: Op) -> _CclPending:
         """See `Transport.all_reduce`."""
@@ -216,7 +217,7 @@ class CclTransport:
         oneccl.remove_shared_memory()
 
     def close(self) -> None:
-        """See `Transport.close`."""
+        """Let go of buffers. Connections last as long as the process, see native/engine.h."""
         self._sweep()
 
     def keep(self, number: int, pending: _CclPending) -> None:
@@ -236,14 +237,10 @@ class CclTransport:
         self._sweep_at = max(_SWEEP, 2 * len(self._alive))
 
     def _kind(self, tensor: Tensor, op: Op) -> tuple[int, int]:
-        return self.module.DTYPES[_dtype_name(tensor)], self.module.REDUCTIONS[op]
+        return self._dtypes[tensor.dtype], self.module.REDUCTIONS[op]
 
     def _pending(self, operation: "_ccl.Operation", *tensors: Tensor) -> _CclPending:
         return _CclPending(self, operation, tensors)
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _refuse_tag(tag: int) -> None:

@@ -97,7 +97,8 @@ std::shared_ptr<Group> Engine::join(const std::string& address, int size, int ra
       std::copy_n(address.begin(), std::min(address.size(), raw.size()), raw.begin());
       store = ccl::create_kvs(raw);
     }
-    return std::make_shared<Group>(ccl::create_communicator(size, rank, store));
+    groups_.push_back(std::make_shared<Group>(ccl::create_communicator(size, rank, store)));
+    return groups_.back();
   });
   std::future<std::shared_ptr<Group>> made = task.get_future();
   std::thread(std::move(task)).detach();

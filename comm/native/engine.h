@@ -63,8 +63,11 @@ class Engine {
   // Opens the key-value store of a new group in this process; others reach it by the address.
   std::string open_address();
 
-  // Joins the group of `size` processes that meet at `address`. Throws std::runtime_error when
+  // Joins a group of `size` processes that meet at `address`; several may meet there. Throws std::runtime_error when
   // oneCCL refuses, or is not done in time: then nothing of oneCCL works any more in this process.
+  //
+  // A group lasts as long as the process: oneCCL's own destructor talks to the process that opened
+  // the address, and aborts this one if that has ended already.
   std::shared_ptr<Group> join(const std::string& address, int size, int rank, double seconds);
 
   // Posts the operation, which must end within `seconds`. Call `attend` unless `wait` comes next.
@@ -100,9 +103,10 @@ class Engine {
   void kill(Group& group, const std::string& reason);
   void wake();
 
-  std::mutex lock_;  // before oneCCL, `active_` and `stores_`
+  std::mutex lock_;  // before oneCCL and the next three
   std::vector<std::shared_ptr<Operation>> active_;
   std::map<std::string, std::shared_ptr<ccl::kvs>> stores_;
+  std::vector<std::shared_ptr<Group>> groups_;
 
   std::mutex queue_;  // before the rest
   std::condition_variable queue_changed_;

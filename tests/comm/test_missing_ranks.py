@@ -173,3 +173,21 @@ def test_the_checking_mode_names_what_differs(backend: str) -> None:
     assert "rank 1 all_reduce" in kinds
     assert "rank 0 has 1 values for rank 1, which expects 5" in gathered
     assert "in all_to_all of float32 rank 0 has 2 values for rank 0, which expects 1" in splits
+
+
+def leave_after_a_death(rank: int, size: int, *, dead: int) -> str:
+    dist.barrier()
+    if rank == dead:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(1)
+    dist.destroy_process_group()
+    return "left"
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_leaving_does_not_wait_for_the_dead(backend: str, dead: int) -> None:
+    outcomes = run_ranks(
+        leave_after_a_death, 3, backend=backend, timeout=30, operation_timeout=4, dead=dead
+    )
+    assert [outcome.exit_code for outcome in outcomes if outcome.rank != dead] == [0, 0]

@@ -169,8 +169,7 @@ def _source_of(function: Callable[..., Any]) -> _Source:
 
 def _supervise(context: ForkServerContext, world: _World) -> list[Outcome]:
     processes: list[BaseProcess] = [
-        context.Process(target=_rank_main, args=(world, rank), daemon=True)
-        for rank in range(world.size)
+        context.Process(target=_rank_main, args=(world, rank)) for rank in range(world.size)
     ]
     try:
         for process in processes:
