@@ -249,10 +249,15 @@ def _torch() -> list[Finding]:
 def _exchange() -> list[Finding]:
     from dqrm.comm.backends import probe_backends
 
+    backends = probe_backends()
+    usable = {backend.name for backend in backends if backend.usable}
+    over = next((name for name in ("oneCCL", "Gloo") if name in usable), None)
     findings = [
-        Finding("exchange", "training", "one process: nothing is exchanged in this version")
+        Finding("exchange", "between", f"processes over {over}")
+        if over
+        else Finding("exchange", "between", "one process only", "note")
     ]
-    for backend in probe_backends():
+    for backend in backends:
         version = f"{backend.version}: " if backend.version else ""
         # A backend that is merely absent costs nothing; one that is there but broken does.
         level: Level = "note" if backend.version and not backend.usable else "ok"
