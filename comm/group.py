@@ -64,9 +64,9 @@ class WatchedGroup(ReducingGroup):
         )
         started = Started()
         for column, source in zip(columns, inputs, strict=True):
-            require("all_gather", column[self._own].numel() == source.numel(),
-                          f"input has {source.numel()} values, output {self._own} "
-                          f"{column[self._own].numel()}")  # fmt: skip
+            own = column[self._own].numel()
+            sizes = f"input has {source.numel()} values, output {self._own} {own}"
+            require("all_gather", own == source.numel(), sizes)
             packed, splits = room_for(column)
             started.pendings.append(self._transport.all_gather(packed, bytes_of(source), splits))
             started.finish.append(unpacking(packed, splits, column))

@@ -1,6 +1,7 @@
 """The collectives that reduce."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from dqrm.comm.agreement import Call
 from dqrm.comm.buffers import bytes_of, listed, put_back, require, shares_memory
 from dqrm.comm.group_base import GroupBase, Started, described
-from dqrm.comm.reduction import Op, op_name, reduce_rows, reduction_of, values_of
+from dqrm.comm.reduction import Op, Reduction, op_name, reduce_rows, reduction_of, values_of
 from dqrm.comm.work import WatchedWork
 
 
@@ -32,11 +33,7 @@ class ReducingGroup(GroupBase):
             reduction = reduction_of(op, tensor.dtype, self._count)
             values = values_of(tensor)
 
-            def finish(values: Tensor = values, target: Tensor = tensor, plan: Any = reduction
-                       ) -> None:  # fmt: skip
-                plan.finish(values)
-                put_back(values, target)
-
+            finish = partial(_finish, reduction, values, tensor)
             if self._transport.reduces(values, reduction.op):
                 started.pendings.append(self._transport.all_reduce(values, reduction.op))
                 if reduction.averaged or not shares_memory(values, tensor):
@@ -86,9 +83,9 @@ class ReducingGroup(GroupBase):
             "reduce_scatter",
             [output, *parts],
         )
-        require("reduce_scatter", parts[self._own].numel() == output.numel(),
-                      f"output has {output.numel()} values, input {self._own} "
-                      f"{parts[self._own].numel()}")  # fmt: skip
+        own = parts[self._own].numel()
+        sizes = f"output has {output.numel()} values, input {self._own} {own}"
+        require("reduce_scatter", own == output.numel(), sizes)
         if len({part.numel() for part in parts}) == 1:
             self._scatter_reduced(started, output, torch.cat([p.reshape(-1) for p in parts]), op)
         else:
@@ -172,3 +169,8 @@ class ReducingGroup(GroupBase):
         splits = [source.numel()] * self._count
         started.pendings.append(self._transport.all_gather(bytes_of(rows), source, splits))
         started.finish.append(lambda: target.copy_(reduce_rows(rows[:, first:last], op)))
+
+
+def _finish(reduction: Reduction, values: Tensor, tensor: Tensor) -> None:
+    reduction.finish(values)
+    put_back(values, tensor)

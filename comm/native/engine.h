@@ -63,8 +63,9 @@ class Engine {
   // Opens the key-value store of a new group in this process; others reach it by the address.
   std::string open_address();
 
-  // Joins a group of `size` processes that meet at `address`; several may meet there. Throws std::runtime_error when
-  // oneCCL refuses, or is not done in time: then nothing of oneCCL works any more in this process.
+  // Joins a group of `size` processes that meet at `address`; several groups may meet there. Throws
+  // std::runtime_error when oneCCL refuses, or is not done in time: then nothing of oneCCL works any
+  // more in this process.
   //
   // A group lasts as long as the process: oneCCL's own destructor talks to the process that opened
   // the address, and aborts this one if that has ended already.
