@@ -185,7 +185,9 @@ def stored_row_bytes(kind: StorageKind, dim: int) -> int:
 def make_storage(kind: StorageKind, num_rows: int, dim: int) -> RowStorage:
     """Return storage for ``num_rows`` rows; its seed is that of torch's generator."""
     if kind == "fp32":
-        return FloatRows(huge_pages.empty(num_rows, dim), dim)
+        # Written before anyone reads: reading untouched memory maps the shared page of zeros, and
+        # older Linux then writes to small pages.
+        return FloatRows(huge_pages.zeros(num_rows, dim), dim)
     clock = torch.tensor([torch.initial_seed() & (2**63 - 1), 0])
     if kind == "bf16":
         return BFloatRows(huge_pages.zeros(num_rows, dim, dtype=torch.bfloat16), dim, clock)

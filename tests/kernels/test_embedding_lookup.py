@@ -156,6 +156,15 @@ def test_threads_change_nothing(each_level, threads):
         assert torch.equal(*outs)
 
 
+def test_outputs_larger_than_the_caches(each_level):
+    layout = layout_of((50, 7), (7, 0))
+    generator = torch.Generator().manual_seed(0)
+    weight = weights_of(layout, 64, generator)
+    ids, _ = batch_of((50, 7), 1 << 14, generator)  # 8 MiB
+    for _ in each_level():
+        lookup_both(layout, weight, torch.full((2,), 0.1), ids, None)
+
+
 def test_nothing_to_look_up(each_level):
     layout = layout_of()
     weight = weights_of(layout, 16, torch.Generator().manual_seed(0))

@@ -37,6 +37,23 @@ inline F32 load(const float* from) {
 
 inline void store(float* to, F32 value) { __builtin_memcpy(to, &value, sizeof value); }
 
+// Past the caches, to an aligned address; fence() before another thread reads.
+inline void stream(float* to, F32 value) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, __m512(value));
+#elif defined(__AVX2__)
+  _mm256_stream_ps(to, __m256(value));
+#else
+  store(to, value);
+#endif
+}
+
+inline void fence() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
+}
+
 // The first `count` lanes, 0 < count < kLanes; nothing behind them is touched.
 inline F32 load_part(const float* from, int count) {
 #if defined(__AVX512F__)

@@ -177,7 +177,7 @@ class Tables {
     const int64_t stride = stride_of(out, lookups);
     nb::gil_scoped_release release;
     tables_->check(lookups);
-    tables_->look_up(lookups, {out.data(), stride}, threads);
+    tables_->look_up(lookups, {out.data(), stride, false}, threads);
   }
 
   void update(IdArray ids, Offsets offsets, Weights weights, Samples grad, const RowRule& rule,

@@ -92,8 +92,14 @@ void look_up_with(const Storage& storage, const TableView& table, const Bags& ba
     if (bags.mean && count > 1.0f) {
       for (int k = 0; k < vectors; ++k) sum[k] = sum[k] / all(count);
     }
-    store_row<Dim>(output.data + bag * output.stride, storage.dim, sum);
+    float* to = output.data + bag * output.stride;
+    if (output.streamed) {
+      for (int k = 0; k < vectors; ++k) stream(to + k * kLanes, sum[k]);
+    } else {
+      store_row<Dim>(to, storage.dim, sum);
+    }
   }
+  if (output.streamed) fence();
 }
 
 template <typename Rows, int Dim, Grid G>

@@ -14,6 +14,12 @@ namespace {
 // Ids that are worth waking a thread for: about 50 microseconds of work.
 constexpr int64_t kIdsPerThread = 4096;
 
+// Outputs too large for the caches to keep until someone reads them are written past them: a line
+// need not be read first, and the tables' rows stay. From 8 MiB on, measured: 0.7 of the time at
+// 13 MiB, no gain at 3.
+constexpr int64_t kStreamedBytes = 8 << 20;
+constexpr int64_t kLineBytes = 64;
+
 int useful_threads(int threads, int64_t ids) {
   return int(std::clamp<int64_t>(ids / kIdsPerThread, 1, std::max(threads, 1)));
 }
@@ -149,11 +155,15 @@ void TableBatch::look_up(const Lookups& lookups, Output out, int threads) const 
   // Chunks of samples, so that few tables keep many threads busy as well.
   const int64_t chunks = std::clamp<int64_t>(
       threads > 1 ? (4 * threads + tables() - 1) / tables() : 1, 1, std::max<int64_t>(lookups.batch, 1));
+  const int64_t row_bytes = int64_t(storage_.dim) * 4;
+  out.streamed = lookups.batch * tables() * row_bytes >= kStreamedBytes &&
+                 row_bytes % kLineBytes == 0 && out.stride * 4 % kLineBytes == 0 &&
+                 reinterpret_cast<uintptr_t>(out.data) % kLineBytes == 0;
   auto part = [&](int64_t number) {
     const int table = int(number / chunks);
     const int64_t chunk = number % chunks;
     lookup_.look_up(storage_, view(table), bags(lookups, table),
-                    {out.data + int64_t(table) * storage_.dim, out.stride},
+                    {out.data + int64_t(table) * storage_.dim, out.stride, out.streamed},
                     lookups.batch * chunk / chunks, lookups.batch * (chunk + 1) / chunks);
   };
   parallel_for(threads, tables() * chunks, part);

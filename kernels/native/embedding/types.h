@@ -52,6 +52,7 @@ struct Bags {
 struct Output {
   float* data;
   int64_t stride;
+  bool streamed;  // past the caches; rows are whole, aligned lines
 };
 
 // A distinct row of a table and the first and last id that asked for it.
