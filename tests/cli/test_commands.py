@@ -47,8 +47,8 @@ def test_the_commands_are_these() -> None:
     assert leaves == {
         *("data prepare", "data describe", "data apply", "data synth"),
         *("train", "eval", "config", "configs ls", "configs cp"),
-        *("bench accuracy", "bench prepare", "bench exactness"),
-        *("bench kernels", "bench train"),
+        *("bench accuracy", "bench prepare", "bench exactness", "bench replicas"),
+        *("bench kernels", "bench train", "bench exchange", "bench network"),
         *("ui", "doctor", "tracking sync", "completion"),
     }
 

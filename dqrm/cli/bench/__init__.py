@@ -22,6 +22,14 @@ _COMMANDS = {
         "Count bits in which packed tables and the training forward differ.",
     ),
     "kernels": ("dqrm.cli.bench.kernels:kernels", "Time the compiled loops beside those of peers."),
+    "exchange": (
+        "dqrm.cli.bench.exchange:exchange",
+        "Time the exchange of gradients beside what torch offers.",
+    ),
+    "network": (
+        "dqrm.cli.bench.network:network",
+        "Time training steps of ranks on machines of their own.",
+    ),
     "train": ("dqrm.cli.bench.train:train", "Time whole training steps beside those of peers."),
 }
 

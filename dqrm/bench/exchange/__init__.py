@@ -1,0 +1,1 @@
+"""Exchange of gradients between real processes: rows, small messages and whole steps."""

@@ -1,0 +1,256 @@
+"""One rank of a study of the exchange.
+
+    python -m dqrm.bench.exchange.worker PLAN.json CASES.json
+
+It joins the world that the environment speaks of, takes part in everything the plan says, and on
+rank 0 writes the cases.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import distributed
+from torch.distributed import ProcessGroup
+
+from dqrm.bench.exchange.counters import Counters, read_counters
+from dqrm.bench.exchange.messages import message_runners
+from dqrm.bench.exchange.plan import Case, Measured, Plan, Role
+from dqrm.bench.exchange.rows import (
+    DistinctGather,
+    OurRows,
+    RawGather,
+    RowContestant,
+    RowWork,
+    SparseAllReduce,
+)
+from dqrm.bench.exchange.steps import ALONE, APART, StepWork
+from dqrm.bench.exchange.turns import Runner, Turns, take_turns_together
+from dqrm.bench.speed.embedding import our_collection
+from dqrm.bench.speed.traffic import IndexKind, Traffic, kaggle_shape, make_traffic
+from dqrm.comm import process_group
+from dqrm.comm.row_codec import Rows
+from dqrm.launch import find_place
+from dqrm.runtime import prepare_threads
+
+log = logging.getLogger(__name__)
+
+_GROUPS = {"ccl": "ccl", "gloo": "watched_gloo"}
+"""What torch calls our groups; "gloo" is its own."""
+_KEPT = 2**18
+_OURS: dict[str, tuple[Rows, int]] = {
+    "INT8": (Rows(8), 0),
+    "INT8 with residuals": (Rows(8), _KEPT),
+    "INT4 with residuals": (Rows(4), _KEPT),
+    "FP32": (Rows(32), 0),
+}
+_COUNTED_CALLS = 20
+"""On as many batches bytes are counted, after everything was timed."""
+
+
+class Study:
+    """The same on all ranks.
+
+    Args:
+        plan: what to measure.
+        backend: that the world was joined over.
+    """
+
+    def __init__(self, plan: Plan, backend: str) -> None:
+        self.plan, self.backend = plan, backend
+        self.rank, self.processes = distributed.get_rank(), distributed.get_world_size()
+        self.shape = kaggle_shape(plan.dim, plan.scale, None)
+        self.control = _new_group("gloo")
+        self.peers = {"gloo": _new_group("gloo")}
+        if "ccl" in plan.backends:
+            self.peers["ccl"] = _new_group("ccl")
+
+    def run(self) -> Iterator[Case]:
+        """Measure, and yield every case as it is done."""
+        parts = {"rows": self._rows, "messages": self._messages, "steps": self._steps}
+        for part in self.plan.parts:
+            yield from parts[part]()
+
+    def _case(self, part: str, traffic: Traffic | None) -> Case:
+        case = Case(
+            part=part,  # type: ignore[arg-type]
+            processes=self.processes,
+            backend=self.backend,
+            batch=0 if traffic is None else traffic.batch,
+            indices="" if traffic is None else traffic.kind,
+            rows=self.shape.total_rows,
+            dim=self.shape.dim,
+        )
+        log.info("%s", case.key)
+        return case
+
+    def _traffic(self) -> Iterator[Traffic]:
+        plan = self.plan
+        for batch in plan.batches:
+            for kind in plan.indices:
+                # Every rank has samples of its own.
+                seed = plan.seed * 1009 + self.rank
+                yield make_traffic(
+                    self.shape, batch, cast("IndexKind", kind), seed, plan.ring_lookups
+                )
+
+    def _take_turns(self, runners: list[Runner]) -> list[Turns]:
+        plan = self.plan
+        return take_turns_together(
+            runners,
+            self.control,
+            rounds=plan.rounds,
+            turn_seconds=plan.turn_seconds,
+            seed=plan.seed,
+        )
+
+    def _rows(self) -> Iterator[Case]:
+        collection = our_collection(self.shape, 32)
+        groups = {
+            (codec, backend): _new_group(_GROUPS[backend])
+            for backend in self.plan.backends
+            for codec in _OURS
+        }
+        for traffic in self._traffic():
+            case, work = self._case("rows", traffic), RowWork(collection, traffic)
+            ours = {
+                f"{codec}, {backend}": OurRows(work, group, *_OURS[codec])
+                for (codec, backend), group in groups.items()
+            }
+            everybody: dict[str, RowContestant] = {
+                **ours,
+                "sparse all-reduce, gloo": SparseAllReduce(work, self.peers["gloo"]),
+            }
+            for name, group in self.peers.items():
+                everybody[f"raw FP32 gather, {name}"] = RawGather(work, group)
+                everybody[f"distinct FP32 gather, {name}"] = DistinctGather(work, group)
+            turns = self._take_turns([Runner(name, c.call) for name, c in everybody.items()])
+            case.touched_rows = self._mean(float(len(work.touched(0))))
+            for (name, contestant), times in zip(everybody.items(), turns, strict=True):
+                case.measured.append(self._row_result(name, contestant, times, name in ours))
+            for contestant in ours.values():
+                contestant.close()
+            yield case
+
+    def _row_result(
+        self, name: str, contestant: RowContestant, times: Turns, ours: bool
+    ) -> Measured:
+        phases = contestant.phases()
+        before = contestant.counted_bytes()
+        formula = 0.0
+        for number in range(_COUNTED_CALLS):
+            contestant.call(number)
+            formula += contestant.formula_bytes(number)
+        after = contestant.counted_bytes()
+        sent = None
+        if before is not None and after is not None:
+            sent = self._mean((after - before) / _COUNTED_CALLS)
+        return Measured(
+            name,
+            "ours" if ours else "peer",
+            times.wall_seconds,
+            times.cpu_seconds,
+            sent,
+            self._mean(formula / _COUNTED_CALLS),
+            phases=phases,
+        )
+
+    def _messages(self) -> Iterator[Case]:
+        case = self._case("messages", None)
+        runners = [
+            runner
+            for name, group in self.peers.items()
+            for runner in message_runners(name, group, uneven=name != "gloo")
+        ]
+        for runner, times in zip(runners, self._take_turns(runners), strict=True):
+            role: Role = "ours" if runner.name.endswith("ccl") else "peer"
+            case.measured.append(Measured(runner.name, role, times.wall_seconds, times.cpu_seconds))
+        yield case
+
+    def _steps(self) -> Iterator[Case]:
+        work = StepWork(self.shape, self.backend)
+        for traffic in self._traffic():
+            case = self._case("steps", traffic)
+            runners = work.runners(traffic)
+            for runner, times in zip(runners, self._take_turns(runners), strict=True):
+                role: Role = "alone" if runner.name in (ALONE, APART) else "ours"
+                found = Measured(runner.name, role, times.wall_seconds, times.cpu_seconds)
+                if runner.name in work.exchanges:
+                    found = self._counted(found, work, runner)
+                case.measured.append(found)
+            case.touched_rows = self._mean(
+                float(sum(len(column.unique()) for column in traffic.batches[0]))
+            )
+            yield case
+        work.close()
+
+    def _counted(self, found: Measured, work: StepWork, runner: Runner) -> Measured:
+        """Count bytes by the meter and, where the plan names one, by the network interface."""
+        meter = work.exchanges[runner.name].meter
+        before = meter.report()["total"]
+        distributed.barrier(self.control)
+        begin = self._interface()
+        for number in range(_COUNTED_CALLS):
+            runner.call(number)
+        distributed.barrier(self.control)
+        taken = self._interface() - begin
+        after = meter.report()["total"]
+        spent = {name: (after[name] - before.get(name, 0.0)) / _COUNTED_CALLS for name in after}
+        stages = ("encode_seconds", "wire_seconds", "decode_seconds", "exposed_seconds")
+        result = replace(
+            found,
+            sent_bytes=self._mean(spent["sent_bytes"]),
+            phases={stage.removesuffix("_seconds"): spent[stage] for stage in stages},
+        )
+        if self.plan.interface is None:
+            return result
+        return replace(
+            result,
+            interface_bytes=self._mean(taken.sent_payload / _COUNTED_CALLS),
+            header_bytes=self._mean(taken.sent_headers / _COUNTED_CALLS),
+        )
+
+    def _interface(self) -> Counters:
+        if self.plan.interface is None:
+            return Counters(0, 0, 0, 0)
+        return read_counters(self.plan.interface)
+
+    def _mean(self, value: float) -> float:
+        total = torch.tensor([value], dtype=torch.float64)
+        distributed.all_reduce(total, group=self.control)
+        return float(total) / self.processes
+
+
+def _new_group(backend: str) -> ProcessGroup:
+    group = distributed.new_group(backend=backend)
+    assert isinstance(group, ProcessGroup)
+    return group
+
+
+def main(arguments: list[str]) -> None:
+    """Take part as one rank."""
+    plan_file, result_file = map(Path, arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    plan = Plan.read(plan_file)
+    torch.set_num_threads(prepare_threads(1).count)
+    backend = process_group.init(plan.backends[0], timeout=plan.timeout_seconds)
+    process_group.register()
+    place = find_place()
+    if place.rank == 0:
+        log.setLevel(logging.INFO)
+    cases = []
+    for case in Study(plan, backend).run():
+        cases.append(case.as_dict())
+        if place.rank == 0:
+            # After every case: what was measured survives a failure later on.
+            result_file.write_text(json.dumps(cases), encoding="utf-8")
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

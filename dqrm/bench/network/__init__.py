@@ -1,0 +1,1 @@
+"""Training across machines that are network namespaces of this one."""

@@ -1,0 +1,129 @@
+"""``dqrm bench network``: training steps across a network of a given rate."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dqrm.cli.bench.exchange import conclude, show_cases, write_cases
+from dqrm.cli.bench.speed import KINDS, Names, Numbers
+from dqrm.cli.framework import DqrmCommand
+
+if TYPE_CHECKING:
+    from dqrm.bench.exchange.plan import Case
+
+_EXAMPLES = [
+    ("dqrm bench network", "two and four ranks at 1 Gbit/s and 100 Mbit/s, as root"),
+    ("dqrm bench network --nproc 2 --rate 10gbit --scale 0.1", "one world, smaller tables"),
+]
+
+
+class Rates(click.ParamType[tuple[str, ...], str]):
+    """Rates as tc writes them, by commas."""
+
+    name = "rate,rate..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Refuse anything else."""
+        rates = tuple(part.strip() for part in str(value).split(","))
+        for rate in rates:
+            if not re.fullmatch(r"[1-9][0-9]*(mbit|gbit)", rate):
+                self.fail(f"{rate!r}: give rates such as 1gbit,100mbit", param, ctx)
+        return rates
+
+
+@click.command("network", cls=DqrmCommand, examples=_EXAMPLES)
+@click.option("--nproc", type=Numbers(), default="2,4", show_default=True, help="Ranks.")
+@click.option(
+    "--rate", type=Rates(), default="1gbit,100mbit", show_default=True, help="Of every cable."
+)
+@click.option(
+    "--batch", type=Numbers(), default="2048", show_default=True, help="Samples of each rank."
+)
+@click.option(
+    "--indices", type=Names(KINDS), default="uniform", show_default=True, help="How ids are spread."
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["ccl", "gloo"]),
+    default="ccl",
+    show_default=True,
+    help="What gradients travel over.",
+)
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=1),
+    default=15,
+    show_default=True,
+    help="Turns of each contestant.",
+)
+@click.option(
+    "--scale",
+    type=click.FloatRange(min=0, max=1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Share of the Criteo Kaggle tables' 33.8 million rows; each rank holds them all.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of ids and turns.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all that was measured.",
+)
+@click.option(
+    "--plot",
+    "plot_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Draw times and bytes.",
+)
+def network(
+    nproc: tuple[int, ...],
+    rate: tuple[str, ...],
+    batch: tuple[int, ...],
+    indices: tuple[str, ...],
+    backend: str,
+    repeats: int,
+    scale: float,
+    seed: int,
+    json_file: Path | None,
+    plot_file: Path | None,
+) -> None:
+    """Time training steps of ranks on machines of their own.
+
+    The machines are private network namespaces, joined by a switch whose cables let through a
+    rate and no more; they are removed in the end, however it comes. Steps with codecs on and off
+    take turns, and the bytes that each machine's network interface counted, TCP/IP headers apart,
+    are put beside the meter's. It takes root, and says so where it cannot run.
+    """
+    from dqrm.runtime import prepare_threads
+
+    prepare_threads()
+
+    from dqrm.bench.exchange.plan import Plan
+    from dqrm.bench.network.machines import why_not
+    from dqrm.bench.network.study import run_network
+
+    reason = why_not()
+    if reason is not None:
+        click.echo(f"skipped: {reason}")
+        return
+    plan = Plan(
+        parts=("steps",),
+        batches=batch,
+        indices=indices,
+        backends=(backend,),
+        rounds=repeats,
+        scale=scale,
+        seed=seed,
+        turn_seconds=0.0,
+    )
+    cases: list[Case] = []
+    for found in run_network(plan, nproc, rate):
+        cases += found
+        show_cases(found)
+        write_cases("bench network", plan, cases, json_file)
+    conclude(cases, plot_file)
