@@ -19,8 +19,9 @@ All ranks call the same methods in the same order. The work is done by one threa
 
 import logging
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -43,6 +44,8 @@ from dqrm.kernels.row_messages import hash_bytes
 from dqrm.kernels.tables import RowGradient
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -267,6 +270,14 @@ class Exchange:
             ]
             self._layouts[names] = known
         return known
+
+    def submit(self, function: Callable[[Wire], T]) -> Pending[T]:
+        """Run further collectives on the communication thread, in the order of all that is asked.
+
+        Args:
+            function: gets the wire among all ranks; every rank submits the same collectives.
+        """
+        return self._thread.submit(lambda: function(self._wire))
 
     def require_equal(self, tensors: Mapping[str, Tensor]) -> Pending[None]:
         """Compare replicas by their hashes.

@@ -10,6 +10,7 @@ Parts are named and initialised as in facebookresearch/dlrm: ``bot_l``, ``emb_l`
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from dqrm.compress.linear import QuantLinear
 from dqrm.models.config import ModelConfig
 from dqrm.models.embedding import EmbeddingBagCollection, Table
 from dqrm.models.interaction import ConcatInteraction, DotInteraction
+from dqrm.models.placement import Placement
+from dqrm.models.sharded import ShardedEmbeddingBags
 
 
 class DLRM(nn.Module):
@@ -66,7 +69,13 @@ def table_bits(names: Sequence[str], quant: QuantConfig) -> list[int]:
 
 
 def build_dlrm(
-    model: ModelConfig, quant: QuantConfig, *, num_dense: int, tables: Sequence[tuple[str, int]]
+    model: ModelConfig,
+    quant: QuantConfig,
+    *,
+    num_dense: int,
+    tables: Sequence[tuple[str, int]],
+    placement: Placement | None = None,
+    rank: int = 0,
 ) -> DLRM:
     """Return a freshly initialised model for a data set.
 
@@ -75,9 +84,16 @@ def build_dlrm(
         quant: what is trained on which grid.
         num_dense: dense columns of the data set.
         tables: name and rows of each table, in the order of the batch.
+        placement: of the tables, where ranks share them out; each builds its part.
+        rank: of this process.
     """
     bits = table_bits([name for name, _ in tables], quant)
-    emb_l = EmbeddingBagCollection(
+    make_bags = (
+        EmbeddingBagCollection
+        if placement is None
+        else partial(ShardedEmbeddingBags, placement=placement, rank=rank)
+    )
+    emb_l = make_bags(
         [Table(name, rows, b) for (name, rows), b in zip(tables, bits, strict=True)],
         model.embedding_dim,
         pooling=model.pooling,

@@ -196,7 +196,7 @@ class EmbeddingBagCollection(nn.Module):
             IndexError: an id is outside its table; the message names table and id.
             ValueError: indices and offsets do not describe whole bags of every table.
         """
-        self._count_forward()
+        self.count_forward()
         return embedding_lookup(
             self.leaf,
             self.weight,
@@ -222,10 +222,11 @@ class EmbeddingBagCollection(nn.Module):
             out: float32 [B, T, D]; samples may be any distance apart, as in ``buffer[:, 1:]``.
             weights: as in forward.
         """
-        self._count_forward()
+        self.count_forward()
         self.kernel.lookup(indices, offsets, out, weights)
 
-    def _count_forward(self) -> None:
+    def count_forward(self) -> None:
+        """Count a training forward, and refresh periodic scales where that is due."""
         if self.training and self.scale_period:
             if int(self.forwards) % self.scale_period == 0:
                 self.refresh_scales()

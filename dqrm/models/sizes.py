@@ -23,6 +23,8 @@ class ModelSizes:
     """Codes, scales and FP32 biases of the packed model, vocabularies not counted."""
     training_bytes: int
     """Parameters, optimizer state and maxima resident in training; activations not counted."""
+    training_row_bytes: int
+    """Of these, what a row takes with its optimizer state."""
     embedding_rows: int
     """Rows of all tables."""
     mlp_parameters: int
@@ -67,18 +69,19 @@ def model_sizes(
             else:
                 packed += fan_out * (packed_row_bytes(fan_in, quant.mlp_bits) + 4 + 4)
     fp32 = 4 * (rows * dim + parameters)
-    table_bytes = rows * stored_row_bytes(quant.storage, dim)
     # One number a row or two an element, in what the storage lets the optimizer keep.
     per_row = {"sgd": 0, "adagrad": 1, "adam": 2 * dim}[optim.name]
     per_parameter = {"sgd": 0, "adagrad": 1, "adam": 2}[optim.name]
-    state = rows * per_row * (4 if quant.storage == "fp32" else 2) + 4 * parameters * per_parameter
+    state_value_bytes = 4 if quant.storage == "fp32" else 2
+    row_bytes = stored_row_bytes(quant.storage, dim) + per_row * state_value_bytes
     quantized = [count for (_, count), b in zip(tables, bits, strict=True) if b < 32]
     exact = quant.granularity == "table" and not quant.scale_period
     maxima = 4 * bound_nodes(quantized) if exact else 0
     return ModelSizes(
         fp32_bytes=fp32,
         packed_bytes=packed,
-        training_bytes=table_bytes + 4 * parameters + state + maxima,
+        training_bytes=rows * row_bytes + 4 * parameters * (1 + per_parameter) + maxima,
+        training_row_bytes=row_bytes,
         embedding_rows=rows,
         mlp_parameters=parameters,
     )

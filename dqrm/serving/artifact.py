@@ -10,6 +10,7 @@ input and the digest of the columns and vocabularies it was trained with, as JSO
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,24 +49,37 @@ class Artifact:
 
 
 def save_artifact(
-    path: Path, model: DLRM, config: ModelConfig, encoder: RowEncoder, features_digest: str
+    path: Path,
+    model: DLRM,
+    config: ModelConfig,
+    encoder: RowEncoder,
+    features_digest: str,
+    tables: Iterable[EmbeddingBagCollection] | None = None,
 ) -> int:
     """Write the packed form of a trained model to ``path``, atomically.
 
     Args:
         path: the file to write.
-        model: in the state to ship; its ``emb_l`` is an EmbeddingBagCollection.
+        model: in the state to ship; its ``emb_l`` is an EmbeddingBagCollection where ``tables`` is
+            not given.
         config: the shape it was built with.
         encoder: turns raw rows into the model's ids; its vocabularies travel along.
         features_digest: identifies the columns and vocabularies the model was trained with.
+        tables: all tables in their order, some at a time, where the model has not all of them.
 
     Returns:
         Bytes of the model's tensors, vocabularies and header not counted.
     """
-    collection = model.emb_l
-    if not isinstance(collection, EmbeddingBagCollection):
-        raise TypeError("only a trainable model can be packed; this one is packed already")
-    tensors = _pack_tables(collection) | _pack_mlp("bot_l", model.bot_l)
+    if tables is None:
+        if not isinstance(model.emb_l, EmbeddingBagCollection):
+            raise TypeError("only a trainable model can be packed; this one is packed already")
+        tables = [model.emb_l]
+    tensors: dict[str, Tensor] = {}
+    packed: list[Table] = []
+    for collection in tables:
+        tensors |= _pack_tables(collection)
+        packed += collection.tables
+    tensors |= _pack_mlp("bot_l", model.bot_l)
     tensors |= _pack_mlp("top_l", model.top_l)
     packed_bytes = sum(tensor.nbytes for tensor in tensors.values())
     header = {
@@ -74,7 +88,7 @@ def save_artifact(
         "dqrm_version": __version__,
         "model": config.model_dump(mode="json"),
         "num_dense": _linears(model.bot_l)[0][1].in_features,
-        "tables": [asdict(table) for table in collection.tables],
+        "tables": [asdict(table) for table in packed],
         "schema": encoder.schema.model_dump(mode="json"),
         "features_digest": features_digest,
         "activation_bits": 8 if _takes_integers(model) else 32,

@@ -12,7 +12,7 @@ A checkpoint is a folder renamed into place when complete; nothing in it is a pi
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,12 @@ from dqrm.configuration import load, to_yaml
 from dqrm.data.files import new_folder, write_json
 from dqrm.models.dlrm import DLRM
 from dqrm.models.embedding import EmbeddingBagCollection
+from dqrm.models.sharded import ShardedEmbeddingBags
 from dqrm.training.metrics import Metrics
 from dqrm.training.optimizer import Optimizer
+from dqrm.training.sharded_checkpoint import gather_model, gather_optimizer
+from dqrm.training.sharded_optimizer import ShardedOptimizer
+from dqrm.training.world import World
 
 FORMAT_VERSION = 1
 
@@ -82,6 +86,13 @@ class Checkpoint:
     def load_model(self, model: DLRM) -> None:
         """Put the parameters into ``model``; shapes and types must agree."""
         tensors = _load_tensors(self.path / "model.safetensors")
+        if isinstance(model.emb_l, ShardedEmbeddingBags):
+            try:
+                model.emb_l.load_whole(self._tables())
+            except ValueError as error:
+                raise ValueError(f"{self.path} does not fit the model: {error}") from error
+            tensors = {n: t for n, t in tensors.items() if not n.startswith("emb_l.")}
+            tensors |= model.emb_l.state_dict(prefix="emb_l.")
         for name, own in model.state_dict().items():
             if name in tensors and tensors[name].dtype != own.dtype:
                 raise ValueError(
@@ -94,10 +105,28 @@ class Checkpoint:
             raise ValueError(
                 f"{self.path} does not fit the model: {_first_difference(error)}"
             ) from error
-        if isinstance(model.emb_l, EmbeddingBagCollection):
+        if isinstance(model.emb_l, EmbeddingBagCollection | ShardedEmbeddingBags):
             model.emb_l.restore_scales()
 
-    def load_optimizer(self, optimizer: Optimizer) -> None:
+    def tables(self, model: DLRM) -> Iterator[EmbeddingBagCollection]:
+        """Yield the tables of a model in their order, one at a time, with the values saved here.
+
+        Args:
+            model: that has the tables, or a part of them.
+        """
+        if isinstance(model.emb_l, EmbeddingBagCollection):
+            yield model.emb_l
+            return
+        assert isinstance(model.emb_l, ShardedEmbeddingBags)
+        yield from model.emb_l.one_by_one(self._tables())
+
+    def _tables(self) -> dict[str, torch.Tensor]:
+        """Return the state of the collection of all tables; rows are read when they are needed."""
+        tensors = _load_tensors(self.path / "model.safetensors")
+        prefix = "emb_l."
+        return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+    def load_optimizer(self, optimizer: Optimizer | ShardedOptimizer) -> None:
         """Put optimizer state into ``optimizer`` and the generator's state into torch."""
         tensors = _load_tensors(self.path / "optimizer.safetensors")
         torch.set_rng_state(tensors.pop("rng.torch"))
@@ -120,10 +149,11 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path,
     model: DLRM,
-    optimizer: Optimizer,
+    optimizer: Optimizer | ShardedOptimizer,
     state: TrainState,
     config: RunConfig,
     residuals: Sequence[dict[str, torch.Tensor]] | None = None,
+    world: World | None = None,
 ) -> Path:
     """Write ``folder/step-<step>`` atomically and return it.
 
@@ -134,16 +164,27 @@ def save_checkpoint(
         state: where the run stands.
         config: the run's.
         residuals: what the exchange of each rank still owes, in a world of several.
+        world: of the ranks that share out the tables; the others call send_checkpoint
+            of dqrm.training.sharded_checkpoint.
     """
     path = folder / f"step-{state.step:08d}"
     with new_folder(path) as temporary:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+        model_path, optimizer_path = (
             temporary / "model.safetensors",
+            temporary / "optimizer.safetensors",
         )
-        tensors = {name: t.detach().contiguous() for name, t in optimizer.state().items()}
-        tensors["rng.torch"] = torch.get_rng_state()
-        save_file(tensors, temporary / "optimizer.safetensors")
+        rng = {"rng.torch": torch.get_rng_state()}
+        if isinstance(optimizer, ShardedOptimizer):
+            assert world is not None
+            gather_model(model_path, model, optimizer.bags, world)
+            gather_optimizer(optimizer_path, optimizer, rng, world)
+        else:
+            save_file(
+                {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
+                model_path,
+            )
+            tensors = {name: t.detach().contiguous() for name, t in optimizer.state().items()}
+            save_file(tensors | rng, optimizer_path)
         if residuals is not None:
             save_file(
                 {

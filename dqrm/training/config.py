@@ -123,6 +123,21 @@ class ExchangeConfig(Settings):
     rows: Literal["fp32", "bf16", "int8", "int4"] = "int8"
     """Gradients of touched embedding rows; int8 and int4 have a scale a row."""
 
+    placement: Literal["auto", "replicate", "shard"] = "auto"
+    """replicate: every process has all embedding tables. shard: tables of more than
+    shard_over_rows rows are shared out, whole or by ranges of rows. auto: shard where the tables
+    and their optimizer state do not fit into the memory of every process."""
+
+    shard_over_rows: NonNegativeInt = 100_000
+    """Rows up to which a table is replicated when tables are sharded."""
+
+    vectors: Literal["fp32", "bf16", "int8"] = "bf16"
+    """Pooled vectors of sharded tables; int8 has a scale a vector. Evaluation sends FP32."""
+
+    vector_gradients: Literal["fp32", "bf16", "int8"] = "int8"
+    """Gradients of pooled vectors of sharded tables; int8 has a scale a vector and is rounded
+    stochastically."""
+
     dense: Literal["fp32", "bf16", "fp16", "int8", "int4", "sign"] = "int8"
     """Gradients of the MLPs; int8 and int4 have a scale a block, sign is one bit a value."""
 

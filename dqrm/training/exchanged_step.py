@@ -18,9 +18,10 @@ from dqrm.comm.row_codec import row_codec_named
 from dqrm.data.batch import Batch
 from dqrm.kernels.mlp import DenseStack, StackPrecision
 from dqrm.models.dlrm import DLRM
+from dqrm.models.embedding import EmbeddingBagCollection
 from dqrm.training.config import ExchangeConfig
 from dqrm.training.consensus import Consensus
-from dqrm.training.optimizer import Optimizer
+from dqrm.training.optimizer import DenseOptimizer, Optimizer
 from dqrm.training.step import FusedStep, check_loss
 from dqrm.training.world import World
 
@@ -36,14 +37,35 @@ def make_exchange(optimizer: Optimizer, config: ExchangeConfig, seed: int) -> Ex
         config: the codecs.
         seed: of stochastic rounding.
     """
+    return exchange_of(optimizer, optimizer.collection, config, seed)
+
+
+def exchange_of(
+    optimizer: DenseOptimizer,
+    collection: EmbeddingBagCollection | None,
+    config: ExchangeConfig,
+    seed: int,
+) -> Exchange:
+    """Return the exchange of the gradients that all ranks have; a collective call.
+
+    Args:
+        optimizer: of the model.
+        collection: of the tables that all ranks have, if there are any.
+        config: the codecs.
+        seed: of stochastic rounding.
+    """
     rows = RowRecipe(row_codec_named(config.rows), residual_rows=config.residual_rows)
     codec = codec_named(config.dense)
     dense = Recipe(codec, error_feedback=config.error_feedback and not codec.linear)
-    collection = optimizer.collection
+    tables = {}
+    recipes: list[tuple[str, Recipe | RowRecipe]] = [("*", dense)]
+    if collection is not None:
+        tables[TABLES] = TableRows(collection.num_rows, collection.embedding_dim)
+        recipes.insert(0, (TABLES, rows))
     return Exchange(
-        Policy([(TABLES, rows), ("*", dense)], warmup_steps=config.warmup_steps),
+        Policy(recipes, warmup_steps=config.warmup_steps),
         {name: parameter.numel() for name, parameter in optimizer.dense_parameters.items()},
-        {TABLES: TableRows(collection.num_rows, collection.embedding_dim)},
+        tables,
         seed=seed,
     )
 
@@ -75,9 +97,8 @@ class ExchangedStep(FusedStep):
         self.exchange = exchange
         self.world = world
         self.consensus = consensus
-        by_tensor = {id(p): name for name, p in optimizer.dense_parameters.items()}
-        self._bottom_gradients = _named_gradients(self.bottom, by_tensor)
-        self._top_gradients = _named_gradients(self.top, by_tensor)
+        self._bottom_gradients = named_gradients(self.bottom, optimizer)
+        self._top_gradients = named_gradients(self.top, optimizer)
 
     def __call__(self, batch: Batch, step: int) -> float:
         """Forward, backward, exchange, update; return the mean loss of the whole batch.
@@ -107,8 +128,9 @@ class ExchangedStep(FusedStep):
         return loss
 
 
-def _named_gradients(stack: DenseStack, names: dict[int, str]) -> dict[str, Tensor]:
+def named_gradients(stack: DenseStack, optimizer: DenseOptimizer) -> dict[str, Tensor]:
     """Return the gradients of a stack's layers by the names of their parameters."""
+    names = {id(p): name for name, p in optimizer.dense_parameters.items()}
     return {
         names[id(parameter)]: gradient
         for layer, gradients in zip(stack.layers, stack.gradients, strict=True)

@@ -7,17 +7,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import Tensor
 from tqdm import tqdm
 
 from dqrm.config import RunConfig
 from dqrm.data.dataset import PreparedDataset
 from dqrm.data.order import RowOrder
 from dqrm.models.dlrm import DLRM
+from dqrm.models.sharded import ShardedEmbeddingBags
 from dqrm.tracking.tracker import Tracker
 from dqrm.training.checkpoint import TrainState, prune_checkpoints, save_checkpoint
 from dqrm.training.consensus import Consensus, Wishes
 from dqrm.training.evaluate import evaluate
 from dqrm.training.optimizer import Optimizer, rate_factor
+from dqrm.training.sharded_checkpoint import send_checkpoint
+from dqrm.training.sharded_optimizer import ShardedOptimizer
 from dqrm.training.step import TrainStep, make_step
 from dqrm.training.world import World, gather_tensors
 
@@ -56,7 +60,7 @@ class Trainer:
         config: RunConfig,
         dataset: PreparedDataset,
         model: DLRM,
-        optimizer: Optimizer,
+        optimizer: Optimizer | ShardedOptimizer,
         state: TrainState,
         tracker: Tracker,
         checkpoints: Path,
@@ -110,20 +114,21 @@ class Trainer:
 
     def _make_step(self) -> TrainStep:
         train = self.config.train
-        if self.exchange is None:
-            return make_step(
-                self.model, self.optimizer, train.precision, train.seed, optimize=train.optimize
-            )
-        from dqrm.training.exchanged_step import ExchangedStep
+        exchange, rest = self.exchange, (self.world, self.consensus, train.precision, train.seed)
+        if isinstance(self.optimizer, ShardedOptimizer):
+            from dqrm.training.sharded_lookup import ShardedLookup
+            from dqrm.training.sharded_step import ShardedStep
 
-        return ExchangedStep(
-            self.model,
-            self.optimizer,
-            self.exchange,
-            self.world,
-            self.consensus,
-            train.precision,
-            train.seed,
+            lookup = self.optimizer.bags.remote
+            assert isinstance(lookup, ShardedLookup)
+            assert exchange is not None
+            return ShardedStep(self.model, self.optimizer, lookup, exchange, *rest)
+        if exchange is not None:
+            from dqrm.training.exchanged_step import ExchangedStep
+
+            return ExchangedStep(self.model, self.optimizer, exchange, *rest)
+        return make_step(
+            self.model, self.optimizer, train.precision, train.seed, optimize=train.optimize
         )
 
     def _train_epoch(self, train_step: TrainStep, progress: "_Progress") -> None:
@@ -232,15 +237,31 @@ class Trainer:
     def _save(self) -> None:
         residuals = None
         if self.exchange is not None:
-            self.exchange.require_equal(self.model.state_dict()).wait()
+            self.exchange.require_equal(_replicated(self.model)).wait()
             residuals = gather_tensors(self.exchange.state_dict(), self.world)
+        if not self.world.is_main and isinstance(self.optimizer, ShardedOptimizer):
+            send_checkpoint(self.model, self.optimizer, self.world)
         if self.world.is_main:
             save_checkpoint(
-                self.checkpoints, self.model, self.optimizer, self.state, self.config, residuals
+                self.checkpoints,
+                self.model,
+                self.optimizer,
+                self.state,
+                self.config,
+                residuals,
+                self.world,
             )
             keep = self.config.checkpoint.keep_last
             prune_checkpoints(self.checkpoints, keep, self.state.best_step)
         self._saved_step, self._saved_at = self.state.step, time.monotonic()
+
+
+def _replicated(model: DLRM) -> dict[str, Tensor]:
+    """Return what all ranks hold the same of."""
+    if not isinstance(model.emb_l, ShardedEmbeddingBags):
+        return model.state_dict()
+    own = "emb_l.owned."
+    return {name: t for name, t in model.state_dict().items() if not name.startswith(own)}
 
 
 def _metrics_of(exchange: "Exchange") -> "ExchangeMetrics":

@@ -1,5 +1,7 @@
 """One optimizer for a whole DLRM: dense parameters by torch.optim, embedding rows by our own."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,64 @@ def rate_factor(step: int, config: OptimConfig) -> float:
     return factor
 
 
-class Optimizer:
+class DenseOptimizer:
+    """Steps the dense parameters of a model at the scheduled rate.
+
+    Args:
+        model: all but its ``emb_l``.
+        config: optimizer, rates and schedule.
+    """
+
+    def __init__(self, model: DLRM, config: OptimConfig) -> None:
+        self.config = config
+        self.dense_parameters = {
+            n: p for n, p in model.named_parameters() if not n.startswith("emb_l.")
+        }
+        """All parameters but the embedding rows, by name."""
+        self._parameters = list(self.dense_parameters.values())
+        self.dense = dense_optimizer(self._parameters, config)
+
+    def step_dense(self, step: int) -> float:
+        """Apply the gradients in the dense parameters' ``grad``.
+
+        Args:
+            step: sets the rate; 0-based.
+
+        Returns:
+            The learning rate of the embedding rows.
+        """
+        factor = rate_factor(step, self.config)
+        for group in self.dense.param_groups:
+            group["lr"] = self.config.lr * factor
+        if self.config.weight_decay:
+            self._decay(self.config.lr * factor * self.config.weight_decay)
+        self.dense.step()
+        return (self.config.embedding_lr or self.config.lr) * factor
+
+    def dense_state(self) -> dict[str, Tensor]:
+        """Return every state tensor of the dense parameters: ``dense.<parameter>.<name>``."""
+        return {
+            f"dense.{name}.{key}": value
+            for name, parameter in self.dense_parameters.items()
+            for key, value in self.dense.state.get(parameter, {}).items()
+        }
+
+    def load_dense_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`dense_state` returned; other tensors may be among it."""
+        for name, parameter in self.dense_parameters.items():
+            prefix = f"dense.{name}."
+            state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+            if state:
+                self.dense.state[parameter] = state
+
+    @torch.no_grad()
+    def _decay(self, amount: float) -> None:
+        for parameter in self._parameters:
+            if parameter.dim() > 1:
+                parameter.mul_(1.0 - amount)
+
+
+class Optimizer(DenseOptimizer):
     """Steps every parameter of a model at the scheduled rate.
 
     Args:
@@ -35,16 +94,10 @@ class Optimizer:
     """
 
     def __init__(self, model: DLRM, config: OptimConfig) -> None:
+        super().__init__(model, config)
         if not isinstance(model.emb_l, EmbeddingBagCollection):
             raise TypeError("a packed model cannot be trained; load a checkpoint instead")
-        self.config = config
         self.collection = model.emb_l
-        self.dense_parameters = {
-            n: p for n, p in model.named_parameters() if p is not self.collection.leaf
-        }
-        """All parameters but the embedding rows, by name."""
-        self._parameters = list(self.dense_parameters.values())
-        self.dense = dense_optimizer(self._parameters, config)
         self.rows = RowOptimizer(self.collection, config)
 
     def zero_grad(self) -> None:
@@ -63,12 +116,11 @@ class Optimizer:
             gradient: of the looked-up rows; None if there were none.
             step: sets the rate; 0-based.
         """
-        factor = rate_factor(step, self.config)
         if self.config.clip_norm is not None:
             self._clip(gradient, self.config.clip_norm)
-        self._step_dense(factor)
+        row_rate = self.step_dense(step)
         if gradient is not None:
-            self.rows.step(gradient, self._row_rate(factor))
+            self.rows.step(gradient, row_rate)
 
     def update(self, batch: Batch, grad_pooled: Tensor, step: int) -> None:
         """Apply gradients that no autograd made, at the rate of ``step`` (0-based).
@@ -80,31 +132,16 @@ class Optimizer:
             step: 0-based.
         """
         if self.config.clip_norm is None:
-            factor = rate_factor(step, self.config)
-            self._step_dense(factor)
-            self.rows.update(batch.indices, batch.offsets, grad_pooled, self._row_rate(factor))
+            self.rows.update(batch.indices, batch.offsets, grad_pooled, self.step_dense(step))
             return
         # The norm of the whole gradient must be known before any of it is applied.
         kernel = self.collection.kernel
         self.apply(kernel.row_gradient(batch.indices, batch.offsets, grad_pooled), step)
 
-    def _step_dense(self, factor: float) -> None:
-        for group in self.dense.param_groups:
-            group["lr"] = self.config.lr * factor
-        if self.config.weight_decay:
-            self._decay(self.config.lr * factor * self.config.weight_decay)
-        self.dense.step()
-
-    def _row_rate(self, factor: float) -> float:
-        return (self.config.embedding_lr or self.config.lr) * factor
-
     def state(self) -> dict[str, Tensor]:
         """Return every state tensor: ``rows.<name>`` and ``dense.<parameter>.<name>``."""
-        tensors = {f"rows.{name}": tensor for name, tensor in self.rows.state().items()}
-        for name, parameter in self.dense_parameters.items():
-            for key, value in self.dense.state.get(parameter, {}).items():
-                tensors[f"dense.{name}.{key}"] = value
-        return tensors
+        rows = {f"rows.{name}": tensor for name, tensor in self.rows.state().items()}
+        return rows | self.dense_state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Restore what :meth:`state` returned.
@@ -119,11 +156,7 @@ class Optimizer:
                     f"{self.config.name}; it was written with another optimizer"
                 )
             tensor.copy_(tensors[f"rows.{name}"])
-        for name, parameter in self.dense_parameters.items():
-            prefix = f"dense.{name}."
-            state = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
-            if state:
-                self.dense.state[parameter] = state
+        self.load_dense_state(tensors)
 
     def _clip(self, gradient: RowGradient | None, clip_norm: float) -> None:
         dense = [p.grad for p in self._parameters if p.grad is not None]
@@ -132,12 +165,6 @@ class Optimizer:
         factor = (clip_norm / (norms.norm() + 1e-6)).clamp_max(1.0)
         for tensor in dense + rows:
             tensor.mul_(factor)
-
-    @torch.no_grad()
-    def _decay(self, amount: float) -> None:
-        for parameter in self._parameters:
-            if parameter.dim() > 1:
-                parameter.mul_(1.0 - amount)
 
 
 def dense_optimizer(

@@ -16,6 +16,7 @@ from typing import Literal
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from dqrm.config import RunConfig
 from dqrm.data.dataset import PreparedDataset
@@ -33,6 +34,7 @@ from dqrm.training.ipex import check_ipex
 from dqrm.training.loop import Trainer
 from dqrm.training.metrics import Metrics, measure
 from dqrm.training.setup import Run, set_up
+from dqrm.training.sharded_optimizer import ShardedOptimizer
 from dqrm.training.stop import stop_on_signals
 from dqrm.training.world import World, join_world
 
@@ -104,6 +106,11 @@ def train(
                     world,
                 )
                 trainer.fit()
+            predictions = None
+            if isinstance(run.optimizer, ShardedOptimizer) and trainer.finished:
+                # All take part: no rank has the whole model.
+                world.wait_for_all()
+                predictions = _predict_test(trainer, run, world)
             if run.exchange is not None:
                 run.exchange.close()
         # What follows is rank 0's alone; the others have left.
@@ -113,7 +120,9 @@ def train(
             name = signal.Signals(number).name
             log.info("stopped by %s after step %d; resume with --resume", name, run.state.step)
             return _result(run, None, tracker, interrupted=number)
-        test = _conclude(trainer, run) if world.is_main else None
+        test = None
+        if world.is_main:
+            test = _conclude(trainer, run, predictions or _predict_test(trainer, run, World()))
         status = "FINISHED"
         return _result(run, test, tracker)
     finally:
@@ -181,18 +190,33 @@ def _input_example(dataset: PreparedDataset) -> pd.DataFrame:
     return pd.DataFrame(row)
 
 
-def _conclude(trainer: Trainer, run: Run) -> Metrics | None:
-    """Select, test once, pack, plot and record; return the test's metrics."""
+def _predict_test(trainer: Trainer, run: Run, world: World) -> tuple[Tensor, Tensor] | None:
+    """Select, and return logits and labels of the test split, if there is one."""
+    _best(trainer, run).load_model(trainer.model)
+    if "test" not in run.dataset.manifest.splits:
+        return None
+    split = run.dataset.split("test")
+    return predict(trainer.model, split, trainer.config.train.eval_batch_size, world)
+
+
+def _best(trainer: Trainer, run: Run) -> Checkpoint:
+    state = trainer.state
+    path = run.run_dir / "checkpoints" / f"step-{state.best_step or state.step:08d}"
+    return Checkpoint(path, trainer.config, state)
+
+
+def _conclude(
+    trainer: Trainer, run: Run, predictions: tuple[Tensor, Tensor] | None
+) -> Metrics | None:
+    """Measure the test once, pack, plot and record; return the test's metrics."""
     dataset, sizes, run_dir = run.dataset, run.sizes, run.run_dir
     config, state, tracker = trainer.config, trainer.state, trainer.tracker
-    best = run_dir / "checkpoints" / f"step-{state.best_step or state.step:08d}"
-    Checkpoint(best, config, state).load_model(trainer.model)
+    best = _best(trainer, run)
     plots = run_dir / "plots"
     plots.mkdir(exist_ok=True)
     test = None
-    if "test" in dataset.manifest.splits:
-        split = dataset.split("test")
-        logits, labels = predict(trainer.model, split, config.train.eval_batch_size)
+    if predictions is not None:
+        logits, labels = predictions
         test = measure(logits, labels)
         tracker.log_metrics(test.as_dict("test/"), state.step)
         figure = plot_calibration(torch.sigmoid(logits).numpy(), labels.numpy())
@@ -201,7 +225,12 @@ def _conclude(trainer: Trainer, run: Run) -> Metrics | None:
     encoder = RowEncoder.from_dataset(dataset.path)
     artifact = run_dir / "artifact"
     packed_bytes = save_artifact(
-        artifact / ARTIFACT_FILE, trainer.model, config.model, encoder, state.features_digest
+        artifact / ARTIFACT_FILE,
+        trainer.model,
+        config.model,
+        encoder,
+        state.features_digest,
+        tables=best.tables(trainer.model),
     )
     assert packed_bytes == sizes.packed_bytes, (packed_bytes, sizes.packed_bytes)
     summary = {
@@ -219,7 +248,7 @@ def _conclude(trainer: Trainer, run: Run) -> Metrics | None:
         tracker.log_artifact(path, "plots")
     tracker.log_artifact(run_dir / "summary.json")
     if config.tracking.checkpoint:
-        tracker.log_artifact(best, "checkpoints")
+        tracker.log_artifact(best.path, "checkpoints")
     tracker.describe(_outcome(test, sizes, config))
     tracker.log_model(artifact, _input_example(dataset), config.tracking.register_as)
     return test

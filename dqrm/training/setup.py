@@ -18,6 +18,8 @@ from dqrm.training.build import build_model, sizes_of
 from dqrm.training.checkpoint import Checkpoint, TrainState, read_checkpoint
 from dqrm.training.optimizer import Optimizer
 from dqrm.training.resume import find_checkpoint, refuse_changes
+from dqrm.training.sharded_optimizer import ShardedOptimizer
+from dqrm.training.sharding import choose_placement
 from dqrm.training.world import World
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ class Run:
     resumed: bool
     state: TrainState
     model: DLRM
-    optimizer: Optimizer
+    optimizer: Optimizer | ShardedOptimizer
     exchange: "Exchange | None"
     """Of gradients, in a world of several ranks."""
     sizes: ModelSizes
@@ -82,13 +84,17 @@ def set_up(
         else checkpoint.state
     )
     torch.manual_seed(config.train.seed)
-    model = build_model(config, dataset)
-    optimizer = Optimizer(model, config.optim)
+    sizes = sizes_of(config, dataset)
+    placement = choose_placement(config, dataset, sizes, world)
+    model = build_model(config, dataset, placement, world.rank)
+    optimizer = (
+        Optimizer(model, config.optim)
+        if placement is None
+        else ShardedOptimizer(model, config.optim)
+    )
     exchange = None
     if world.size > 1:
-        from dqrm.training.exchanged_step import make_exchange
-
-        exchange = make_exchange(optimizer, config.exchange, config.train.seed)
+        exchange = _make_exchange(optimizer, config)
     if checkpoint is not None:
         checkpoint.load_model(model)
         checkpoint.load_optimizer(optimizer)
@@ -105,8 +111,21 @@ def set_up(
         model,
         optimizer,
         exchange,
-        sizes_of(config, dataset),
+        sizes,
     )
+
+
+def _make_exchange(optimizer: Optimizer | ShardedOptimizer, config: RunConfig) -> "Exchange":
+    from dqrm.training.exchanged_step import exchange_of, make_exchange
+
+    seed = config.train.seed
+    if isinstance(optimizer, Optimizer):
+        return make_exchange(optimizer, config.exchange, seed)
+    from dqrm.training.sharded_lookup import ShardedLookup
+
+    exchange = exchange_of(optimizer, optimizer.bags.kept, config.exchange, seed)
+    ShardedLookup(optimizer.bags, exchange, config.exchange, seed)
+    return exchange
 
 
 def _load_residuals(checkpoint: Checkpoint, exchange: "Exchange | None", world: World) -> None:

@@ -17,7 +17,9 @@ from dqrm.kernels.loss import bce_with_logits
 from dqrm.kernels.mlp import DenseStack, LayerSpec, StackPrecision
 from dqrm.kernels.rounding import step_key
 from dqrm.models.dlrm import DLRM
+from dqrm.models.embedding import EmbeddingBagCollection
 from dqrm.models.interaction import ConcatInteraction, DotInteraction
+from dqrm.models.sharded import ShardedEmbeddingBags
 from dqrm.training.optimizer import Optimizer
 
 _FUSED = "linear layers, ReLU, dropout and the dot interaction or concatenation"
@@ -90,30 +92,22 @@ class AutogradStep:
         return value
 
 
-class FusedStep:
-    """The same step as a dozen native calls, without autograd and without allocating.
+class FusedPasses:
+    """Forward and backward as a dozen native calls, without autograd and without allocating.
 
         batch.dense ---- bottom ---> vectors[:, 0]  \\
         batch.indices -- emb_l ----> vectors[:, 1:] -+- interaction -> mixed -- top -> logit
 
-    and back the same way; vectors are concatenated as they lie. The looked-up rows are updated
-    where their gradients are summed.
+    and back the same way; vectors are concatenated as they lie.
 
     Args:
         model: in training mode.
-        optimizer: of that model.
         precision: of the products in the MLPs.
         seed: of dropout and of the stochastic rounding of "int8", whose random bits are those of
             the seed and the step alone: a resumed run goes on with the same ones.
     """
 
-    def __init__(
-        self,
-        model: DLRM,
-        optimizer: Optimizer,
-        precision: StackPrecision = "fp32",
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, model: DLRM, precision: StackPrecision = "fp32", seed: int = 0) -> None:
         bottom, top = linear_stack(model.bot_l), linear_stack(model.top_l)
         self.interaction = model.interaction
         if (
@@ -122,8 +116,9 @@ class FusedStep:
             or not isinstance(self.interaction, DotInteraction | ConcatInteraction)
         ):
             raise TypeError(f"only {_FUSED} can be fused")
-        self.optimizer = optimizer
-        self.collection = optimizer.collection
+        if not isinstance(model.emb_l, EmbeddingBagCollection | ShardedEmbeddingBags):
+            raise TypeError("a packed model cannot be trained; load a checkpoint instead")
+        self.bags = model.emb_l
         self.bottom = DenseStack(bottom, precision)
         self.top = DenseStack(top, precision)
         # Seeds of their own: the embedding rows' rounding has the keys of the seed itself.
@@ -132,15 +127,6 @@ class FusedStep:
             for layer, gradients in zip(stack.layers, stack.gradients, strict=True):
                 layer.weight.grad, layer.bias.grad = gradients
         self._activations = _Activations(self, 0)
-
-    def __call__(self, batch: Batch, step: int) -> float:
-        """Forward, backward, update."""
-        loss = check_loss(self._forward(batch, step), step)
-        self._backward_top(step)
-        self._backward_interaction()
-        self._backward_bottom(step)
-        self.optimizer.update(batch, self._activations.grad_vectors[:, 1:], step)
-        return loss
 
     def _forward(self, batch: Batch, step: int, *, rows: float | None = None) -> float:
         """Return the loss and keep its gradient by the logits.
@@ -156,7 +142,7 @@ class FusedStep:
         bottom_key, top_key = self._keys(step)
         first_row = batch.first_row
         self.bottom.forward(batch.dense, out=on.vectors[:, 0], key=bottom_key, first_row=first_row)
-        self.collection.lookup(batch.indices, batch.offsets, on.vectors[:, 1:])
+        self.bags.lookup(batch.indices, batch.offsets, on.vectors[:, 1:])
         if isinstance(self.interaction, DotInteraction):
             interaction_forward(on.vectors, on.mixed, self.interaction.itself)
         self.top.forward(on.mixed, out=on.logits, key=top_key, first_row=first_row)
@@ -182,12 +168,43 @@ class FusedStep:
         return step_key(self._seeds[0], step), step_key(self._seeds[1], step)
 
 
+class FusedStep(FusedPasses):
+    """The same step in one process; rows are updated where their gradients are summed.
+
+    Args:
+        model: in training mode.
+        optimizer: of that model.
+        precision: as in FusedPasses.
+        seed: as in FusedPasses.
+    """
+
+    def __init__(
+        self,
+        model: DLRM,
+        optimizer: Optimizer,
+        precision: StackPrecision = "fp32",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(model, precision, seed)
+        self.optimizer = optimizer
+        self.collection = optimizer.collection
+
+    def __call__(self, batch: Batch, step: int) -> float:
+        """Forward, backward, update."""
+        loss = check_loss(self._forward(batch, step), step)
+        self._backward_top(step)
+        self._backward_interaction()
+        self._backward_bottom(step)
+        self.optimizer.update(batch, self._activations.grad_vectors[:, 1:], step)
+        return loss
+
+
 class _Activations:
     """What a step computes on a batch, each with its gradient."""
 
-    def __init__(self, step: FusedStep, size: int) -> None:
+    def __init__(self, step: FusedPasses, size: int) -> None:
         self.size = size
-        shape = size, len(step.collection.tables) + 1, step.collection.embedding_dim
+        shape = size, len(step.bags.tables) + 1, step.bags.embedding_dim
         self.vectors, self.grad_vectors = torch.empty(shape), torch.empty(shape)
         """[B, F, D]: the bottom MLP's output and the pooled embeddings."""
         if isinstance(step.interaction, DotInteraction):

@@ -66,6 +66,10 @@ class World:
             _all_reduce(tensor).wait()
         return tensor
 
+    def wait_for_all(self) -> None:
+        """Return once all ranks have called this."""
+        self.sum_(torch.zeros(1))
+
     def from_main(self, text: str | None) -> str:
         """Return the text that rank 0 gives."""
         assert text is not None or not self.is_main
@@ -94,12 +98,12 @@ class World:
     def main_first(self) -> Iterator[None]:
         """Let rank 0 run the block before the others, which then find what it made."""
         if not self.is_main:
-            self.sum_(torch.zeros(1))
+            self.wait_for_all()
         try:
             yield
         finally:
             if self.is_main:
-                self.sum_(torch.zeros(1))
+                self.wait_for_all()
 
 
 def gather_tensors(tensors: dict[str, Tensor], world: World) -> list[dict[str, Tensor]]:
