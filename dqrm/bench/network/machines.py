@@ -1,10 +1,13 @@
-"""Network namespaces as machines, joined by a switch whose cables have a rate.
+"""Namespaces as machines, joined by a switch whose cables have a rate.
 
     with machines(2, "1gbit") as made:
-        subprocess.run([*made[1].enter, "ping", "-c", "1", made[0].address])
+        subprocess.run([*made[1].enter, "ping", "-c", "1", made[0].name])
 
-    machine 0                    switch                     machine 1
+    node1                        switch                     node2
     eth0 10.77.0.1 -- cable -- port0 = bridge = port1 -- cable -- eth0 10.77.0.2
+
+A machine has an interface, a host name and an /etc/hosts that knows all machines; files and
+processes are this machine's.
 
 Both ends of a cable let through ``rate`` and no more (tc's token bucket), so every machine sends
 and receives at that rate at the same time. Nothing has a name outside: a namespace lives as long as
@@ -38,9 +41,11 @@ class NoNamespacesError(RuntimeError):
 class Machine:
     """One namespace."""
 
+    name: str
+    """Its host name, known to all."""
     address: str
     enter: tuple[str, ...]
-    """To be put before a command that is to run on it."""
+    """To be put before a command that this process starts on it."""
 
 
 def why_not() -> str | None:
@@ -69,18 +74,20 @@ def machines(count: int, rate: str) -> Iterator[list[Machine]]:
         NoNamespacesError: the system does not let us.
     """
     with contextlib.ExitStack() as stack:
-        switch = stack.enter_context(_namespace())
+        names = {f"node{number}": f"{_NETWORK}.{number}" for number in range(1, count + 1)}
+        known = {"localhost": "127.0.0.1", **names}
+        hosts = "".join(f"{address} {name}\n" for name, address in known.items())
+        switch = stack.enter_context(_namespaces("switch", hosts))
         _run(switch, "ip link add bridge type bridge\nip link set bridge up")
         made = []
-        for number in range(count):
-            holder = stack.enter_context(_namespace())
-            address = f"{_NETWORK}.{number + 1}"
+        for name, address in names.items():
+            holder, port = stack.enter_context(_namespaces(name, hosts)), f"port-{name}"
             _run(
                 switch,
-                f"ip link add port{number} type veth peer name {INTERFACE} netns {holder}\n"
-                f"ip link set port{number} master bridge\n"
-                f"ip link set port{number} up\n"
-                f"tc qdisc add dev port{number} root {_bucket(rate)}",
+                f"ip link add {port} type veth peer name {INTERFACE} netns {holder}\n"
+                f"ip link set {port} master bridge\n"
+                f"ip link set {port} up\n"
+                f"tc qdisc add dev {port} root {_bucket(rate)}",
             )
             _run(
                 holder,
@@ -89,8 +96,7 @@ def machines(count: int, rate: str) -> Iterator[list[Machine]]:
                 f"ip link set {INTERFACE} up\n"
                 f"tc qdisc add dev {INTERFACE} root {_bucket(rate)}",
             )
-            enter = ("setpriv", "--pdeathsig", "KILL", *_entering(holder))
-            made.append(Machine(address, enter))
+            made.append(Machine(name, address, (*_BOUND, str(os.getpid()), *_entering(holder))))
         yield made
 
 
@@ -99,12 +105,21 @@ def _bucket(rate: str) -> str:
     return f"tbf rate {rate} burst {burst} latency 100ms"
 
 
+# Killed with its parent. Where that ended before the kernel was told so, another is the parent now.
+_BOUND = ("setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ $PPID = "$0" ] && exec "$@"')
+# Ends when nobody is left to write to it: when the process that started it is gone.
+_HOLD = """
+echo "$0" > /proc/sys/kernel/hostname &&
+mount -t tmpfs tmpfs /mnt && printf %s "$1" > /mnt/hosts &&
+mount --bind /mnt/hosts /etc/hosts && umount -l /mnt && exec cat
+"""
+
+
 @contextlib.contextmanager
-def _namespace() -> Iterator[int]:
-    """Hold a new network namespace, and yield a process in it."""
-    # cat ends when nobody is left to write to it: when this process is gone.
+def _namespaces(name: str, hosts: str) -> Iterator[int]:
+    """Hold new namespaces with a host name and an /etc/hosts, and yield a process in them."""
     holder = subprocess.Popen(
-        ["unshare", "--net", "cat"],
+        ["unshare", "--net", "--uts", "--mount", "sh", "-c", _HOLD, name, hosts],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -113,11 +128,11 @@ def _namespace() -> Iterator[int]:
     assert holder.stdin is not None
     assert holder.stderr is not None
     try:
-        own, deadline = _namespace_of("self"), time.monotonic() + _START_SECONDS
-        while _namespace_of(str(holder.pid)) in (own, None) or not _is_cat(holder.pid):
+        deadline = time.monotonic() + _START_SECONDS
+        while not _is_cat(holder.pid):
             if holder.poll() is not None or time.monotonic() > deadline:
                 said = holder.stderr.read().strip() if holder.poll() is not None else ""
-                raise NoNamespacesError(f"no network namespace: {said or 'unshare hangs'}")
+                raise NoNamespacesError(f"no namespaces: {said or 'unshare hangs'}")
             time.sleep(0.005)
         yield holder.pid
     finally:
@@ -130,13 +145,6 @@ def _namespace() -> Iterator[int]:
         holder.stderr.close()
 
 
-def _namespace_of(process: str) -> str | None:
-    try:
-        return str(Path(f"/proc/{process}/ns/net").readlink())
-    except OSError:
-        return None
-
-
 def _is_cat(process: int) -> bool:
     try:
         return Path(f"/proc/{process}/comm").read_text(encoding="ascii").strip() == "cat"
@@ -145,7 +153,8 @@ def _is_cat(process: int) -> bool:
 
 
 def _entering(holder: int) -> tuple[str, ...]:
-    return ("nsenter", f"--net=/proc/{holder}/ns/net", "--")
+    # Entering a mount namespace would lead to its root folder; --wd goes back.
+    return ("nsenter", f"--target={holder}", "--net", "--uts", "--mount", "--wd=.", "--")
 
 
 def _run(holder: int, commands: str) -> None:

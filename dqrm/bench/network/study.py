@@ -79,16 +79,14 @@ def run_ranks(made: Sequence[Machine], command: Sequence[str], folder: Path) -> 
 
 
 def _environment(rank: int, made: Sequence[Machine]) -> Mapping[str, str]:
-    """What torchrun would set, and the interface: the host's name leads nowhere in here."""
+    """What torchrun would set."""
     return {
         "RANK": str(rank),
         "WORLD_SIZE": str(len(made)),
         "LOCAL_RANK": "0",
         "LOCAL_WORLD_SIZE": "1",
-        "MASTER_ADDR": made[0].address,
+        "MASTER_ADDR": made[0].name,
         "MASTER_PORT": str(_PORT),
-        "GLOO_SOCKET_IFNAME": INTERFACE,
-        "FI_TCP_IFACE": INTERFACE,
     }
 
 
