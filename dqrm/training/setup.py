@@ -1,5 +1,6 @@
 """What a run works on: made anew, or read back from a checkpoint; the same on every rank."""
 
+import json
 import logging
 from dataclasses import dataclass
 from datetime import datetime
@@ -64,6 +65,7 @@ def set_up(
         )
     with world.main_first():
         dataset = PreparedDataset.open(config.data.path)
+    _require_alike(config, dataset.manifest.digest, world)
     checkpoint = None
     if world.is_main:
         checkpoint = find_checkpoint(resume, config) if resume else None
@@ -126,6 +128,23 @@ def _make_exchange(optimizer: Optimizer | ShardedOptimizer, config: RunConfig) -
     exchange = exchange_of(optimizer, optimizer.bags.kept, config.exchange, seed)
     ShardedLookup(optimizer.bags, exchange, config.exchange, seed)
     return exchange
+
+
+def _require_alike(config: RunConfig, dataset_digest: str, world: World) -> None:
+    """Raise ValueError, on every rank, unless all ranks have the same settings and data."""
+    own = config.model_dump(mode="json", exclude={"name", "output", "tracking"})
+    own["data"]["path"] = dataset_digest
+    own["train"].pop("threads")
+    everybody = [json.loads(of_rank) for of_rank in world.gather(json.dumps(own).encode())]
+    for rank, theirs in enumerate(everybody):
+        for section, values in theirs.items():
+            for key, value in values.items():
+                if value != everybody[0][section][key]:
+                    what = "the data set is" if key == "path" else f"{section}.{key} is"
+                    raise ValueError(
+                        f"{what} {value!r} on rank {rank} and {everybody[0][section][key]!r} on "
+                        "rank 0; start all processes with the same settings and data"
+                    )
 
 
 def _load_residuals(checkpoint: Checkpoint, exchange: "Exchange | None", world: World) -> None:

@@ -156,6 +156,18 @@ def test_batches_of_fewer_rows_than_ranks(clicks_data, folder):
     assert read_checkpoint(newest(run)).state.samples == 16
 
 
+def train_alike_but(rank, world_size, *, config):
+    config["train"]["seed"] = rank // 2
+    return train_rank(rank, world_size, config=config)
+
+
+def test_ranks_with_other_settings_are_named(clicks_data, folder):
+    config = settings(clicks_data, folder, "unlike", exchange={"backend": "gloo"})
+    outcomes = run_ranks(train_alike_but, 3, backend=None, timeout=90, config=config)
+    for outcome in outcomes:
+        assert "train.seed is 1 on rank 2 and 0 on rank 0" in outcome.error, outcome.error
+
+
 def command(data, folder, *arguments):
     overrides = [f"data.path={data}", f"output={folder}", "tracking.enabled=false"]
     overrides += ["model.embedding_dim=8", "model.bottom_mlp=[16]", "model.top_mlp=[16]"]
