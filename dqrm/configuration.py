@@ -102,8 +102,7 @@ def load(
     for argument in overrides:
         try:
             override = parse_override(argument)
-            _assign(tree, override)
-            given[override.path] = override
+            given[_assign(tree, override)] = override
         except ConfigError as error:
             faults.append(str(error))
     _name_kinds(model, tree)
@@ -164,19 +163,37 @@ def _read(source: str | Path) -> tuple[str, Document]:
     return str(path), parse_document(text, str(path))
 
 
-def _assign(tree: dict[str, Any], override: Override) -> None:
-    place = tree
-    for depth, part in enumerate(override.path[:-1]):
-        below = place.get(part)
+def _assign(tree: dict[str, Any], override: Override) -> KeyPath:
+    """Put the value into ``tree``; return where it is, with positions in lists as numbers."""
+    place: Any = tree
+    path: list[str | int] = []
+    for depth, part in enumerate(override.path):
+        is_list = isinstance(place, list)
+        key: Any = _position(place, part, override, depth) if is_list else part
+        path.append(key)
+        if depth == len(override.path) - 1:
+            break
+        below = place[key] if is_list else place.get(key)
         if below is None:
-            below = place[part] = {}
-        if not isinstance(below, dict):
+            below = place[key] = {}
+        if not isinstance(below, dict | list):
             section = ".".join(override.path[: depth + 1])
             raise ConfigError(
                 f"{override.key}={override.text}: {section} is {_shown(below)}, not a section"
             )
         place = below
-    place[override.path[-1]] = override.value
+    place[path[-1]] = override.value
+    return tuple(path)
+
+
+def _position(items: list[Any], part: str, override: Override, depth: int) -> int:
+    if part.isdecimal() and int(part) < len(items):
+        return int(part)
+    name = ".".join(override.path[:depth])
+    raise ConfigError(
+        f"{override.key}={override.text}: {name} is a list; name an item by its position, "
+        f"0 to {len(items) - 1}"
+    )
 
 
 def _name_kinds(model: type[BaseModel], tree: dict[str, Any]) -> None:
@@ -312,6 +329,8 @@ _PLAIN_MESSAGES = {
 
 def _message(fault: ErrorDetails) -> str:
     kind = fault["type"]
+    if kind == "union_tag_not_found":
+        return f"the key {fault['ctx']['discriminator']} is required".replace("'", "")
     if kind in _PLAIN_MESSAGES:
         plain = _PLAIN_MESSAGES[kind]
         below = isinstance(fault["input"], dict) and "section" not in plain and kind != "missing"

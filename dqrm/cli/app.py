@@ -11,6 +11,10 @@ _COMMANDS = {
     "data": ("dqrm.cli.data:data", "Prepare, describe, apply and generate data sets."),
     "train": ("dqrm.cli.train:train", "Train a model and record the run."),
     "eval": ("dqrm.cli.eval:evaluate", "Measure a trained model on a prepared data set."),
+    "pipeline": (
+        "dqrm.cli.pipeline:pipeline",
+        "Run files of stages: train, fine-tune, report.",
+    ),
     "config": ("dqrm.cli.config:config", "Print the resolved configuration."),
     "configs": ("dqrm.cli.configs:configs", "List and copy the shipped configurations."),
     "bench": (

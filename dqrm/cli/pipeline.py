@@ -1,0 +1,138 @@
+"""``dqrm pipeline``: run a file of stages, or look at what a run would do."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dqrm.cli.framework import DqrmCommand, LazyGroup
+from dqrm.cli.options import OverrideType
+from dqrm.cli.text import pairs, seconds_text, table
+
+if TYPE_CHECKING:
+    from dqrm.pipelines.config import PipelineConfig
+    from dqrm.pipelines.runner import PipelineResult
+
+PIPELINE_MODEL = "dqrm.pipelines.config:PipelineConfig"
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@click.group(
+    "pipeline",
+    cls=LazyGroup,
+    lazy={
+        "run": ("dqrm.cli.pipeline:run", "Run the stages of a file that are not complete."),
+        "validate": ("dqrm.cli.pipeline:validate", "Look for faults without running anything."),
+    },
+    help="Run files of stages: train, fine-tune, report.",
+)
+def pipeline() -> None:
+    """Hold the commands."""
+
+
+@click.command(
+    "run",
+    cls=DqrmCommand,
+    examples=[
+        ("dqrm pipeline run sst2.yaml", "every stage, or what a killed run left to do"),
+        ("dqrm pipeline run sst2.yaml stages.finetune.lr=3e-5", "again from the changed stage on"),
+        ("dqrm pipeline run sst2.yaml --from report", "a stage again though it is complete"),
+        ("dqrm pipeline run sst2.yaml --dry-run", "what would run, on what, and how large"),
+    ],
+)
+@click.argument("file", type=_FILE)
+@click.argument("overrides", nargs=-1, type=OverrideType(PIPELINE_MODEL), metavar="[KEY=VALUE]...")
+@click.option("--from", "start", metavar="STAGE", help="Run this stage and those after it again.")
+@click.option("--dry-run", is_flag=True, help="Print what would run, and stop.")
+@click.option("--no-track", is_flag=True, help="Do not record the pipeline in MLflow.")
+def run(
+    file: Path, overrides: tuple[str, ...], start: str | None, dry_run: bool, no_track: bool
+) -> int:
+    """Run the stages of a file that are not complete.
+
+    A stage is complete when it ran with the same settings, data and inputs. SIGINT and SIGTERM
+    save what the running stage can save; the same command goes on.
+    """
+    more = ["tracking.enabled=false"] if no_track else []
+    config = _checked(file, (*overrides, *more))
+    if dry_run:
+        click.echo(_plan(config, start))
+        return 0
+
+    from dqrm.cli.progress import ProgressDisplay
+    from dqrm.pipelines.runner import run_pipeline
+
+    with ProgressDisplay() as display:
+        result = run_pipeline(config, start=start, progress=display.show)
+    click.echo(_summary(result))
+    if result.interrupted is None:
+        return 0
+    click.echo(f"interrupted; go on with: dqrm pipeline run {file}", err=True)
+    return 128 + result.interrupted
+
+
+@click.command(
+    "validate",
+    cls=DqrmCommand,
+    examples=[("dqrm pipeline validate sst2.yaml", "keys, values, data and models")],
+)
+@click.argument("file", type=_FILE)
+@click.argument("overrides", nargs=-1, type=OverrideType(PIPELINE_MODEL), metavar="[KEY=VALUE]...")
+def validate(file: Path, overrides: tuple[str, ...]) -> None:
+    """Look for faults without running anything."""
+    config = _checked(file, overrides)
+    names = ", ".join(stage.key for stage in config.stages)
+    click.echo(f"{file}: {len(config.stages)} stages ({names}) into {config.folder}")
+
+
+def _checked(file: Path, overrides: tuple[str, ...]) -> "PipelineConfig":
+    """Read the file and look for faults, with the threads set before torch is imported."""
+    from dqrm.pipelines.config import load_pipeline
+    from dqrm.runtime import prepare_threads
+
+    config = load_pipeline(file, overrides)
+    prepare_threads(config.threads)
+
+    from dqrm.pipelines.check import check_pipeline
+
+    check_pipeline(config, file)
+    return config
+
+
+def _plan(config: "PipelineConfig", start: str | None) -> str:
+    from dqrm.pipelines.runner import plan_pipeline
+
+    planned = plan_pipeline(config, start)
+    parts = [
+        table(
+            ("stage", "kind", "takes", "would", "because"),
+            [
+                (step.key, step.stage.stage, ", ".join(step.inputs), step.action, step.reason)
+                for step in planned
+            ],
+            left=5,
+        )
+    ]
+    for step in planned:
+        rows = step.stage.plan()
+        if rows:
+            parts.append(f"{step.key}\n{pairs([(f'  {name}', value) for name, value in rows])}")
+    return "\n\n".join([*parts, f"folder  {config.folder}"])
+
+
+def _summary(result: "PipelineResult") -> str:
+    rows = [
+        (
+            done.key,
+            seconds_text(done.record.seconds) if done.ran else "complete before",
+            str(done.folder),
+        )
+        for done in result.stages
+    ]
+    parts = [table(("stage", "time", "output"), rows, left=3)] if rows else []
+    for done in result.stages:
+        report = done.folder / "report.txt"
+        if report.is_file():
+            parts.append(report.read_text(encoding="utf-8").rstrip())
+    return "\n\n".join(parts)

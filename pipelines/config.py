@@ -1,0 +1,93 @@
+"""The YAML file of a pipeline.
+
+    name: clicks
+    stages:
+      - {stage: train, config: census}
+      - {stage: report}
+
+Overrides name a stage by its name: ``stages.train.settings.quant.bits=8``.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, PositiveInt, field_validator
+
+from dqrm.configuration import ConfigError, load
+from dqrm.pipelines.stages import AnyStage
+from dqrm.settings import Settings
+from dqrm.tracking.config import TrackingConfig
+from dqrm.yaml_text import Document, parse_document
+
+
+class PipelineConfig(Settings):
+    """Everything that decides what a pipeline does."""
+
+    name: str | None = None
+    """Name of the pipeline and of its folder; that of the file when not given."""
+
+    output: Path = Path("runs")
+    """Folder under which the pipeline's own folder is made."""
+
+    threads: PositiveInt | None = None
+    """Threads to compute with; None takes the cores that are free for this process."""
+
+    tracking: TrackingConfig = TrackingConfig()
+
+    stages: tuple[AnyStage, ...] = Field(min_length=1)
+    """What to run, in order."""
+
+    @field_validator("stages")
+    @classmethod
+    def _names_differ(cls, stages: tuple[AnyStage, ...]) -> tuple[AnyStage, ...]:
+        keys = [stage.key for stage in stages]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ValueError(f"two stages are called {key}; give one of them a name")
+        return stages
+
+    @property
+    def folder(self) -> Path:
+        """The pipeline's folder."""
+        return self.output / (self.name or "pipeline")
+
+
+def load_pipeline(file: Path, overrides: Iterable[str] = ()) -> PipelineConfig:
+    """Read a pipeline's file and put the overrides over it.
+
+    Raises:
+        ConfigError: for every fault of file and overrides, all in one message.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: byte {error.start} is not UTF-8 text") from error
+    names = _stage_names(parse_document(text, str(file)).tree)
+    config = load(PipelineConfig, file, [_by_position(text, names) for text in overrides])
+    return config if config.name else config.model_copy(update={"name": file.stem})
+
+
+def stage_lines(file: Path) -> Document:
+    """The file with the line of each key, for messages about what it says."""
+    return parse_document(file.read_text(encoding="utf-8-sig"), str(file))
+
+
+def _stage_names(tree: dict[str, Any]) -> list[str]:
+    stages = tree.get("stages")
+    if not isinstance(stages, list):
+        return []
+    return [str(s.get("name") or s.get("stage")) if isinstance(s, dict) else "" for s in stages]
+
+
+def _by_position(override: str, names: list[str]) -> str:
+    """``stages.train.config=x`` as ``stages.0.config=x``; anything else unchanged."""
+    key, equals, value = override.partition("=")
+    head, *rest = key.split(".")
+    if head != "stages" or not rest or rest[0].isdecimal():
+        return override
+    if rest[0] not in names:
+        known = ", ".join(name for name in names if name)
+        raise ConfigError(f"{override}: there is no stage {rest[0]}; there are: {known}")
+    return ".".join([head, str(names.index(rest[0])), *rest[1:]]) + equals + value

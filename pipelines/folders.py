@@ -1,0 +1,125 @@
+"""The folder of a pipeline.
+
+    <output>/<name>/
+        pipeline.yaml           the resolved configuration of the last run
+        stages/<stage>/         output of a complete stage, with stage.json
+        work/<stage>-<digest>/  of a stage that is not complete: output/ and scratch/
+        runs/<stage>-<digest>/  of each stage's MLflow run; a stage that trains has all of it here
+        runs/pipeline/          of the pipeline's own
+
+A stage's output becomes visible under ``stages`` by one rename, when its files and its record are
+on the disk.
+"""
+
+import fcntl
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from dqrm.data.files import sync
+from dqrm.pipelines.record import RECORD_FILE, read_record
+
+_DIGEST_CHARACTERS = 12
+
+
+class PipelineFolder:
+    """Owns the folder of a pipeline for the length of a ``with`` block; one process at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = -1
+
+    def __enter__(self) -> Self:
+        """Take the folder. Raises ValueError when another process runs the pipeline."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise ValueError(f"{self.path}: another process runs this pipeline") from None
+        for left in (self.path / "stages").glob(".*.old"):
+            shutil.rmtree(left)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        os.close(self._lock)
+
+    def stage(self, key: str) -> Path:
+        """Where the output of a complete stage is."""
+        return self.path / "stages" / key
+
+    def work(self, key: str, digest: str) -> Path:
+        """Where a stage that is not complete works."""
+        return self.path / "work" / f"{key}-{digest[:_DIGEST_CHARACTERS]}"
+
+    def run_dir(self, key: str, digest: str) -> Path:
+        """Folder of the MLflow run of a stage."""
+        return self.path / "runs" / f"{key}-{digest[:_DIGEST_CHARACTERS]}"
+
+    @property
+    def pipeline_run_dir(self) -> Path:
+        """Folder of the MLflow run of the pipeline."""
+        return self.path / "runs" / "pipeline"
+
+    def forget(self, key: str) -> None:
+        """Have a stage run again, from its beginning and as another MLflow run."""
+        (self.stage(key) / RECORD_FILE).unlink(missing_ok=True)
+        for parent in ("work", "runs"):
+            for folder in (self.path / parent).glob(f"{key}-*"):
+                if len(folder.name) != len(key) + 1 + _DIGEST_CHARACTERS:
+                    continue
+                if parent == "work":
+                    shutil.rmtree(folder)
+                else:
+                    folder.rename(_free_name(folder))
+
+    def publish(self, key: str, digest: str) -> None:
+        """Make the finished output of a stage the visible one, and drop its work folder."""
+        work, target = self.work(key, digest), self.stage(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists():
+            # A folder cannot be renamed onto a full one: move the old one away first.
+            old = target.with_name(f".{key}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+            (work / "output").rename(target)
+            shutil.rmtree(old)
+        else:
+            (work / "output").rename(target)
+        sync(target.parent)
+        shutil.rmtree(work)
+
+    def finished_unpublished(self, key: str, digest: str) -> bool:
+        """Whether a kill came after the stage was done and before it was published."""
+        record = read_record(self.work(key, digest) / "output")
+        return record is not None and record.digest == digest
+
+    def prepare(self, key: str, digest: str) -> tuple[Path, Path]:
+        """Empty the output folder of a stage that begins; return it and the scratch folder.
+
+        Work of the same stage under other settings is dropped.
+        """
+        work = self.work(key, digest)
+        for other in work.parent.glob(f"{key}-*"):
+            if other != work and len(other.name) == len(work.name):
+                shutil.rmtree(other)
+        output, scratch = work / "output", work / "scratch"
+        shutil.rmtree(output, ignore_errors=True)
+        output.mkdir(parents=True)
+        scratch.mkdir(exist_ok=True)
+        return output, scratch
+
+
+def _free_name(folder: Path) -> Path:
+    number = 1
+    while (free := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    return free

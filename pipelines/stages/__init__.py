@@ -1,0 +1,10 @@
+"""The stages there are. A new one is a module here and a name in the union."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from dqrm.pipelines.stages.report import ReportStage
+from dqrm.pipelines.stages.train import TrainStage
+
+AnyStage = Annotated[TrainStage | ReportStage, Field(discriminator="stage")]

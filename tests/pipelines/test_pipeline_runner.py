@@ -1,0 +1,124 @@
+"""What runs, what does not run again, and what a kill at any point leaves behind."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TOY = Path(__file__).with_name("toy_stages.py")
+SECONDS = 120
+
+
+def stages(**changes):
+    """Three stages: b takes a, c takes b; changes by stage name."""
+    listed = [
+        {"name": "a", "add": 3},
+        {"name": "b", "add": 4, "takes": "a"},
+        {"name": "c", "add": 5, "takes": "b"},
+    ]
+    return [{**s, "log": "log.txt", **changes.get(s["name"], {})} for s in listed]
+
+
+def command(given):
+    return [sys.executable, str(TOY), "runs", json.dumps(given)]
+
+
+def toy(stages, code=0, **given):
+    """Run the toy pipeline in a process of its own; return what it printed and its attempts."""
+    Path("log.txt").unlink(missing_ok=True)
+    done = subprocess.run(
+        command({"stages": stages, **given}),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    attempts = Path("log.txt").read_text().splitlines() if Path("log.txt").exists() else []
+    return (json.loads(done.stdout) if code == 0 else None), attempts
+
+
+def total(name="c"):
+    return int(Path(f"runs/toy/stages/{name}/total").read_text())
+
+
+def test_kills_within_a_stage_between_stages_and_before_publishing():
+    killed = -signal.SIGKILL
+    _, attempts = toy(stages(b={"die_at": 2}), code=killed)
+    assert attempts == ["a from 0", "b from 0"]
+    assert total("a") == 3
+    assert not Path("runs/toy/stages/b").exists(), "nothing half-done is visible"
+
+    _, attempts = toy(stages(), code=killed, unpublished="b")
+    assert attempts == ["b from 2"], "what was saved is not done again"
+    assert not Path("runs/toy/stages/b").exists()
+
+    result, attempts = toy(stages())
+    assert attempts == ["c from 0"], "b was finished: it is published, not run"
+    assert result["ran"] == ["b", "c"]
+    assert total() == 12
+    assert list(Path("runs/toy/work").iterdir()) == []
+
+    result, attempts = toy(stages())
+    assert (result["ran"], attempts) == ([], [])
+
+
+def test_what_changes_runs_again_and_what_it_does_not_reach_stays():
+    Path("data.txt").write_text("one")
+    given = {"b": {"file": "data.txt"}}
+    toy(stages(**given))
+
+    result, _ = toy(stages(b={"file": "data.txt", "add": 7}))
+    assert result["ran"] == ["b", "c"]
+    assert total() == 15
+
+    Path("data.txt").write_text("two")
+    result, _ = toy(stages(b={"file": "data.txt", "add": 7}))
+    assert result["ran"] == ["b"], "other data with the same result ends there"
+
+    result, attempts = toy(stages(b={"file": "data.txt", "add": 7}), start="b")
+    assert result["ran"] == ["b", "c"]
+    assert attempts == ["b from 0", "c from 0"]
+
+    Path("runs/toy/stages/a/total").unlink()
+    result, _ = toy(stages(b={"file": "data.txt", "add": 7}))
+    assert result["ran"] == ["a"], "a file that is gone is made again"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_a_stage_where_it_can_go_on(number):
+    slow = stages(a={"add": 2000, "slow": True})
+    process = subprocess.Popen(command({"stages": slow}), stdout=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + SECONDS
+        while not list(Path("runs").glob("toy/work/*/scratch/saved")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(number)
+        printed, _ = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+    assert json.loads(printed) == {"ran": [], "interrupted": int(number)}
+    Path("log.txt").unlink()
+    _, attempts = toy(stages(a={"add": 2000, "die_at": 1999}), code=-signal.SIGKILL)
+    assert attempts[0].startswith("a from ")
+    assert attempts != ["a from 0"]
+
+
+def test_one_process_at_a_time(tmp_path):
+    from dqrm.pipelines.folders import PipelineFolder
+
+    with (
+        PipelineFolder(tmp_path / "runs" / "toy"),
+        pytest.raises(ValueError, match="another process runs this pipeline"),
+        PipelineFolder(tmp_path / "runs" / "toy"),
+    ):
+        pass
+    with PipelineFolder(tmp_path / "runs" / "toy"):
+        pass

@@ -1,0 +1,140 @@
+"""A recommender through a pipeline: the figures of `dqrm train`, kills, plans, nested runs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dqrm.pipelines.config import load_pipeline
+from dqrm.pipelines.runner import run_pipeline
+from dqrm.tracking.config import TrackingConfig
+from dqrm.tracking.quiet import import_mlflow
+from dqrm.training.run import train
+from dqrm.training.saved import evaluate_saved
+
+SECONDS = 180
+
+PIPELINE = """\
+tracking: {{system_metrics: false, flush_seconds: 0.2}}
+threads: 1
+stages:
+  - stage: train
+    settings:
+      data: {{path: {data}, batch_size: 64}}
+      model: {{embedding_dim: 8, bottom_mlp: [16], top_mlp: [16]}}
+      train: {{epochs: 2}}
+      checkpoint: {{every_steps: 20}}
+  - stage: report
+"""
+
+
+@pytest.fixture
+def file(clicks_data):
+    path = Path("clicks.yaml")
+    path.write_text(PIPELINE.format(data=clicks_data))
+    return path
+
+
+def killed_in_training(file):
+    """Kill a run once it has saved something; return how far it was."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dqrm", "pipeline", "run", str(file), "--no-track"],
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + SECONDS
+    try:
+        while not list(Path("runs").glob("clicks/runs/train-*/checkpoints/step-*/state.json")):
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    assert not Path("runs/clicks/stages/train").exists()
+
+
+def test_killed_and_resumed_it_gives_the_figures_of_train(file, dqrm):
+    killed_in_training(file)
+    plan = dqrm("pipeline", "run", file, "--dry-run")
+    assert plan.exit_code == 0, plan.stderr
+    assert "go on" in plan.stdout
+    assert "parameters" in plan.stdout
+
+    done = dqrm("pipeline", "run", file, "--no-track")
+    assert done.exit_code == 0, done.stderr
+    assert "resuming" in done.stderr
+    report = json.loads(Path("runs/clicks/stages/report/report.json").read_text())
+    row = report["models"][0]
+
+    config = load_pipeline(file).stages[0].resolved()
+    alone = train(
+        config.model_copy(update={"name": "alone", "tracking": TrackingConfig(enabled=False)})
+    )
+    assert row["metrics"]["test/auc"] == alone.test.auc
+    assert row["metrics"]["test/log_loss"] == alone.test.log_loss
+    model = Path("runs/clicks/stages/train/model")
+    packed = alone.run_dir / "artifact"
+    weights = "model.safetensors"
+    piped, own = load_file(model / weights), load_file(packed / weights)
+    assert piped.keys() == own.keys()
+    assert all(torch.equal(piped[name], own[name]) for name in own)
+    assert row["weight_bytes"] == (packed / weights).stat().st_size
+    assert f"{row['metrics']['test/auc']:.4f}" in done.stdout
+    measured = evaluate_saved(model, data=config.data.path, tracking=TrackingConfig(enabled=False))
+    assert measured.auc == alone.test.auc
+
+    again = dqrm("pipeline", "run", file, "--no-track")
+    assert again.stdout.count("complete before") == 2
+
+
+def test_runs_are_nested_in_mlflow(file):
+    config = load_pipeline(file, ["stages.train.settings.train.max_steps=5"])
+    result = run_pipeline(config)
+    assert [done.ran for done in result.stages] == [True, True]
+    client = import_mlflow().MlflowClient("sqlite:///mlflow.db")
+    (experiment,) = (e for e in client.search_experiments() if e.name == "dqrm")
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = (run for run in runs if "stage" not in run.data.tags)
+    children = {run.data.tags["stage"]: run for run in runs if "stage" in run.data.tags}
+    assert set(children) == {"train", "report"}
+    for run in (parent, *children.values()):
+        assert run.info.status == "FINISHED"
+    for run in children.values():
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    auc = children["train"].data.metrics["test/auc"]
+    assert parent.data.metrics["train/test/auc"] == auc
+    assert children["train"].data.params["optim.lr"] == str(config.stages[0].resolved().optim.lr)
+
+
+def test_sigterm_saves_and_leaves_the_code_of_the_signal(file):
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "dqrm", "pipeline", "run", str(file), "--no-track"),
+            "stages.train.settings.train.epochs=1000",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    deadline = time.monotonic() + SECONDS
+    try:
+        while not list(Path("runs").glob("clicks/runs/train-*/checkpoints/step-*/state.json")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 128 + signal.SIGTERM, errors
+    assert "go on with: dqrm pipeline run clicks.yaml" in errors
+    assert "Traceback" not in errors
