@@ -338,6 +338,15 @@ class Exchange:
                 state |= joined(kind, name, residuals.state_dict())
         return state
 
+    def unknown_tables(self, state: Mapping[str, Tensor]) -> set[str]:
+        """Return the keys of a state's residuals of tables that are not exchanged here."""
+        return {
+            key
+            for (kind, name), parts in split(state).items()
+            if kind != DENSE and name not in self._rows
+            for key in joined(kind, name, parts)
+        }
+
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what :meth:`state_dict` returned on this rank of a world of this size.
 

@@ -15,6 +15,7 @@ from dqrm.models.dlrm import table_bits
 from dqrm.models.sizes import ModelSizes
 from dqrm.runtime import available_memory_bytes, choose_threads
 from dqrm.tracking.tracker import NullTracker
+from dqrm.training import sharding
 from dqrm.training.build import build_model, sizes_of
 from dqrm.training.checkpoint import TrainState
 from dqrm.training.ipex import check_ipex
@@ -33,8 +34,13 @@ class _Timing(NamedTuple):
     peak_bytes: int
 
 
-def describe(config: RunConfig) -> str:
-    """Return sizes, memory, steps and the estimated time of a run."""
+def describe(config: RunConfig, processes: int = 1) -> str:
+    """Return sizes, memory, steps and the estimated time of a run.
+
+    Args:
+        config: of the run.
+        processes: that would train together; the steps that are timed are those of a single one.
+    """
     check_ipex(config)
     dataset = PreparedDataset.open(config.data.path)
     sizes = sizes_of(config, dataset)
@@ -59,7 +65,20 @@ def describe(config: RunConfig) -> str:
     ]
     if not fits:
         rows.append(("problem", "the model does not fit in memory"))
-    return f"{_largest_tables(config, dataset)}\n\n{pairs(rows)}"
+    text = f"{_largest_tables(config, dataset)}\n\n{pairs(rows)}"
+    if processes > 1 and config.exchange.placement != "replicate":
+        text += "\n\n" + "\n".join(_placement(config, dataset, sizes, processes))
+    return text
+
+
+def _placement(
+    config: RunConfig, dataset: PreparedDataset, sizes: ModelSizes, processes: int
+) -> list[str]:
+    lines = sharding.describe(sharding.plan(config, dataset, processes), dataset, sizes)
+    if config.exchange.placement == "auto":
+        needed = bytes_text(sizes.training_bytes)
+        lines.insert(0, f"unless every process has {needed} of memory for all tables:")
+    return lines
 
 
 def _memory_text(sizes: ModelSizes, timing: _Timing | None) -> str:

@@ -127,7 +127,7 @@ def train(
     if dry_run:
         from dqrm.cli.dry_run import describe
 
-        click.echo(describe(config))
+        click.echo(describe(config, nproc or place.world_size))
         return 0
 
     from dqrm.training.run import train as run

@@ -62,6 +62,8 @@ class EmbeddingBagCollection(nn.Module):
             weight was clamped into the grid.
         storage: what the rows are kept in. Rows kept as codes are values of their own grid, with
             one step a row, and are not fake-quantized.
+        draw: give the rows their first values; otherwise they are to be written, and the scales
+            refreshed, before they are used.
     """
 
     weight: Tensor
@@ -80,6 +82,7 @@ class EmbeddingBagCollection(nn.Module):
         scale_period: int = 0,
         ste: Literal["pass", "clip"] = "pass",
         storage: StorageKind = "fp32",
+        draw: bool = True,
     ) -> None:
         super().__init__()
         self.tables = tuple(tables)
@@ -117,7 +120,8 @@ class EmbeddingBagCollection(nn.Module):
             ),
             self.storage,
         )
-        self.reset_parameters()
+        if draw:
+            self.reset_parameters()
 
     @property
     def leaf(self) -> Tensor:

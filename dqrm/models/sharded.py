@@ -81,16 +81,15 @@ class ShardedEmbeddingBags(nn.Module):
             Table(tables[p.table].name, p.num_rows, tables[p.table].bits) for p in self.pieces
         ]
         # Whoever looked up divides: an owner may see a part of a bag only.
-        with torch.random.fork_rng([]):
-            self.owned = EmbeddingBagCollection(of_pieces, embedding_dim, pooling="sum", **options)
-            self.kept: EmbeddingBagCollection | None = None
-            if placement.replicated:
-                self.kept = EmbeddingBagCollection(
-                    [tables[t] for t in placement.replicated],
-                    embedding_dim,
-                    pooling=pooling,
-                    **options,
-                )
+        self.owned = EmbeddingBagCollection(
+            of_pieces, embedding_dim, pooling="sum", draw=False, **options
+        )
+        self.kept: EmbeddingBagCollection | None = None
+        if placement.replicated:
+            tables_here = [tables[t] for t in placement.replicated]
+            self.kept = EmbeddingBagCollection(
+                tables_here, embedding_dim, pooling=pooling, draw=False, **options
+            )
         self._draw()
 
     @property
@@ -179,10 +178,9 @@ class ShardedEmbeddingBags(nn.Module):
         """
         start = 0
         for number, table in enumerate(self.tables):
-            with torch.random.fork_rng([]):
-                alone = EmbeddingBagCollection(
-                    [table], self.embedding_dim, pooling=self.pooling, **self._options
-                )
+            alone = EmbeddingBagCollection(
+                [table], self.embedding_dim, pooling=self.pooling, draw=False, **self._options
+            )
             rows = {"weight": tensors["weight"][start : start + table.num_rows]}
             scale = {"table_scale": tensors["table_scale"][number : number + 1]}
             alone.load_state_dict({**tensors, **rows, **scale})

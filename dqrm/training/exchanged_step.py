@@ -9,6 +9,8 @@
 Each arrow is sent by the exchange's thread while the next line is computed.
 """
 
+from collections.abc import Mapping
+
 from torch import Tensor
 
 from dqrm.comm.codecs import codec_named
@@ -37,12 +39,12 @@ def make_exchange(optimizer: Optimizer, config: ExchangeConfig, seed: int) -> Ex
         config: the codecs.
         seed: of stochastic rounding.
     """
-    return exchange_of(optimizer, optimizer.collection, config, seed)
+    return exchange_of(optimizer, {TABLES: optimizer.collection}, config, seed)
 
 
 def exchange_of(
     optimizer: DenseOptimizer,
-    collection: EmbeddingBagCollection | None,
+    collections: Mapping[str, EmbeddingBagCollection],
     config: ExchangeConfig,
     seed: int,
 ) -> Exchange:
@@ -50,22 +52,18 @@ def exchange_of(
 
     Args:
         optimizer: of the model.
-        collection: of the tables that all ranks have, if there are any.
+        collections: of the tables that all ranks have, by their names in the exchange.
         config: the codecs.
         seed: of stochastic rounding.
     """
     rows = RowRecipe(row_codec_named(config.rows), residual_rows=config.residual_rows)
     codec = codec_named(config.dense)
     dense = Recipe(codec, error_feedback=config.error_feedback and not codec.linear)
-    tables = {}
-    recipes: list[tuple[str, Recipe | RowRecipe]] = [("*", dense)]
-    if collection is not None:
-        tables[TABLES] = TableRows(collection.num_rows, collection.embedding_dim)
-        recipes.insert(0, (TABLES, rows))
+    recipes: list[tuple[str, Recipe | RowRecipe]] = [(name, rows) for name in collections]
     return Exchange(
-        Policy(recipes, warmup_steps=config.warmup_steps),
+        Policy([*recipes, ("*", dense)], warmup_steps=config.warmup_steps),
         {name: parameter.numel() for name, parameter in optimizer.dense_parameters.items()},
-        tables,
+        {name: TableRows(c.num_rows, c.embedding_dim) for name, c in collections.items()},
         seed=seed,
     )
 

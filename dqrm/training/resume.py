@@ -18,6 +18,8 @@ FREE_TO_CHANGE = {
     "train.log_every",
     "train.eval_batch_size",
     "train.patience",
+    "exchange.placement",
+    "exchange.shard_over_rows",
 }
 """Settings a resumed run may change; all others would make it another run. The data set is
 compared by digest, so it may have moved."""

@@ -123,9 +123,9 @@ def _make_exchange(optimizer: Optimizer | ShardedOptimizer, config: RunConfig) -
     seed = config.train.seed
     if isinstance(optimizer, Optimizer):
         return make_exchange(optimizer, config.exchange, seed)
-    from dqrm.training.sharded_lookup import ShardedLookup
+    from dqrm.training.sharded_lookup import ShardedLookup, kept_tables
 
-    exchange = exchange_of(optimizer, optimizer.bags.kept, config.exchange, seed)
+    exchange = exchange_of(optimizer, kept_tables(optimizer.bags), config.exchange, seed)
     ShardedLookup(optimizer.bags, exchange, config.exchange, seed)
     return exchange
 
@@ -161,7 +161,15 @@ def _load_residuals(checkpoint: Checkpoint, exchange: "Exchange | None", world: 
     if states:
         from dqrm.comm.resharding import reshard
 
-        exchange.load_state_dict(reshard(states, world.size)[world.rank])
+        state = reshard(states, world.size)[world.rank]
+        foreign = exchange.unknown_tables(state)
+        if foreign:
+            log.warning(
+                "%s was written with other tables replicated; what ranks still owed of their rows "
+                "is dropped",
+                checkpoint.path,
+            )
+        exchange.load_state_dict({key: t for key, t in state.items() if key not in foreign})
 
 
 def _new_run_folder(config: RunConfig, recipe: str | None) -> Path:

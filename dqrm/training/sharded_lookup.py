@@ -22,6 +22,7 @@ from dqrm.comm.thread import Pending
 from dqrm.comm.vectors import VectorExchange, exchange_integers
 from dqrm.comm.wire import RefusedError, Wire
 from dqrm.kernels.tables import RowGradient
+from dqrm.models.embedding import EmbeddingBagCollection
 from dqrm.models.sharded import ShardedEmbeddingBags
 from dqrm.training.bag_requests import (
     Asked,
@@ -33,9 +34,18 @@ from dqrm.training.bag_requests import (
     take_tables,
 )
 from dqrm.training.config import ExchangeConfig
+from dqrm.training.exchanged_step import TABLES
 
 NAME = "sharded"
 """Begins the names of what is exchanged, in the meter."""
+
+
+def kept_tables(bags: ShardedEmbeddingBags) -> dict[str, EmbeddingBagCollection]:
+    """Return the replicated tables, if there are any, by their name in the exchange.
+
+    The name tells which tables they are, by their rows: residuals of others are not theirs.
+    """
+    return {} if bags.kept is None else {f"{TABLES}.{bags.kept.num_rows}": bags.kept}
 
 
 @dataclass(frozen=True)
@@ -175,16 +185,15 @@ class ShardedLookup:
         self.bags.owned.kernel.lookup(served.indices, served.offsets, out)
         return out.view(-1, dim)[served.place]
 
-    def kept_gradient(self, grad: Tensor) -> RowGradient | None:
+    def kept_gradient(self, grad: Tensor) -> RowGradient:
         """Return the summed gradients of the replicated rows that the last batch looked up.
 
         Args:
             grad: float32 [B, T, D], of what :meth:`lookup` wrote; samples may be any distance
                 apart.
         """
-        if self.bags.kept is None:
-            return None
         assert self._batch is not None
+        assert self.bags.kept is not None
         own = grad[:, list(self.bags.placement.replicated)].contiguous()
         kept = self._batch.kept
         return self.bags.kept.kernel.row_gradient(kept.indices, kept.offsets, own)

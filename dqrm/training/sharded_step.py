@@ -17,8 +17,8 @@ from dqrm.data.batch import Batch
 from dqrm.kernels.mlp import StackPrecision
 from dqrm.models.dlrm import DLRM
 from dqrm.training.consensus import Consensus
-from dqrm.training.exchanged_step import TABLES, named_gradients
-from dqrm.training.sharded_lookup import ShardedLookup
+from dqrm.training.exchanged_step import named_gradients
+from dqrm.training.sharded_lookup import ShardedLookup, kept_tables
 from dqrm.training.sharded_optimizer import ShardedOptimizer
 from dqrm.training.step import FusedPasses, check_loss
 from dqrm.training.world import World
@@ -55,6 +55,7 @@ class ShardedStep(FusedPasses):
         self.exchange = exchange
         self.world = world
         self.consensus = consensus
+        self._kept = list(kept_tables(lookup.bags))
         self._bottom_gradients = named_gradients(self.bottom, optimizer)
         self._top_gradients = named_gradients(self.top, optimizer)
 
@@ -75,13 +76,14 @@ class ShardedStep(FusedPasses):
         self._backward_interaction()
         grad_pooled = self._activations.grad_vectors[:, 1:]
         sent = lookup.send_gradient(grad_pooled)
-        gradient = lookup.kept_gradient(grad_pooled)
-        touched = None if gradient is None else exchange.reduce_rows(TABLES, gradient)
+        touched = [
+            exchange.reduce_rows(name, lookup.kept_gradient(grad_pooled)) for name in self._kept
+        ]
         self._backward_bottom(step)
         bottom = exchange.reduce_dense(self._bottom_gradients)
         served = sent.wait()
-        kept = None if touched is None else touched.wait()
+        kept = [gradient.wait() for gradient in touched]
         top.wait()
         bottom.wait()
-        self.optimizer.apply(kept, served, step)
+        self.optimizer.apply(kept[0] if kept else None, served, step)
         return loss
