@@ -37,3 +37,51 @@ def dqrm():
         return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory):
+    """Folder of a BERT with random weights and a vocabulary of 40 words, made here."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    import torch
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(35))]
+    config = transformers.BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    vocabulary = {word: number for number, word in enumerate(words)}
+    transformers.BertTokenizerFast(vocab=vocabulary).save_pretrained(folder)
+    return folder
+
+
+def sentences(rows, seed):
+    """Sentences of 3 to 20 words; the label says whether one of five words is among them."""
+    import numpy as np
+    import pandas as pd
+
+    rng = np.random.default_rng(seed)
+    drawn = [rng.integers(5, 35, rng.integers(3, 21)) for _ in range(rows)]
+    labels = rng.integers(0, 2, rows)
+    for words, label in zip(drawn, labels, strict=True):
+        if label:
+            words[rng.integers(len(words))] = rng.integers(0, 5)
+    texts = [" ".join(f"w{word}" for word in words) for words in drawn]
+    return pd.DataFrame({"sentence": texts, "label": labels})
+
+
+@pytest.fixture(scope="session")
+def sentence_files(tmp_path_factory):
+    """Folder with train.tsv (320 rows) and dev.tsv.gz (160)."""
+    folder = tmp_path_factory.mktemp("text")
+    sentences(320, 1).to_csv(folder / "train.tsv", sep="\t", index=False)
+    sentences(160, 2).to_csv(folder / "dev.tsv.gz", sep="\t", index=False)
+    return folder

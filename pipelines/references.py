@@ -1,0 +1,74 @@
+"""How a stage names a model: a folder, an installed package, or the model of an earlier stage."""
+
+import importlib
+from collections.abc import Mapping
+from importlib import util
+from pathlib import Path
+
+from dqrm.pipelines.stage import MODEL_FOLDER, Stage
+
+_PACKAGE = "package:"
+_STAGE = "stage:"
+
+
+def named_stage(reference: str) -> str | None:
+    """The stage that ``stage:NAME`` names; None for any other model."""
+    return reference.removeprefix(_STAGE) if reference.startswith(_STAGE) else None
+
+
+def stages_named(earlier: Mapping[str, Stage], **references: str | None) -> tuple[str, ...]:
+    """The stages among ``references``, given by field.
+
+    Raises:
+        ValueError: one of them is no earlier stage; the message names the field.
+    """
+    named = []
+    for field, reference in references.items():
+        key = None if reference is None else named_stage(reference)
+        if key is None:
+            continue
+        if key not in earlier:
+            there = f"there are: {', '.join(earlier)}" if earlier else "it is the first one"
+            raise ValueError(f"{field}={reference}: no earlier stage is called so; {there}")
+        named.append(key)
+    return tuple(dict.fromkeys(named))
+
+
+def outside_model(reference: str) -> Path | None:
+    """Folder of a model from outside the pipeline; None for that of a stage.
+
+    Args:
+        reference: a folder, ``package:NAME`` or ``stage:NAME``. A package has a function
+            ``get_model_path``, or is itself the folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder or package.
+        ValueError: the folder holds no model.
+    """
+    if named_stage(reference) is not None:
+        return None
+    folder = _package_folder(reference) if reference.startswith(_PACKAGE) else Path(reference)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder}: holds no model, as it has no config.json")
+    return folder
+
+
+def model_folder(reference: str, inputs: Mapping[str, Path]) -> Path:
+    """Folder of any model; ``inputs`` are the output folders of stages, by name."""
+    key = named_stage(reference)
+    if key is not None:
+        return inputs[key] / MODEL_FOLDER
+    folder = outside_model(reference)
+    assert folder is not None
+    return folder
+
+
+def _package_folder(reference: str) -> Path:
+    name = reference.removeprefix(_PACKAGE).replace("-", "_")
+    found = util.find_spec(name) if name.isidentifier() else None
+    if found is None or found.origin is None:
+        raise FileNotFoundError(f"{reference}: no such package is installed")
+    get_model_path = getattr(importlib.import_module(name), "get_model_path", None)
+    return Path(found.origin).parent if get_model_path is None else Path(get_model_path())

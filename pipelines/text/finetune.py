@@ -1,0 +1,221 @@
+"""Fine-tuning of a sequence classifier or regressor: AdamW, warm-up, linear decay, selection."""
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dqrm.pipelines.stage import Interrupted
+from dqrm.pipelines.text.batches import EncodedText
+from dqrm.pipelines.text.classifier import predict_text
+from dqrm.pipelines.text.quality import measure_text
+from dqrm.pipelines.text.state import (
+    TextState,
+    load_best,
+    load_state,
+    save_best,
+    save_state,
+)
+from dqrm.tracking.base import Tracker
+from dqrm.training.step import TrainingError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to fine-tune."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    """At the end of the warm-up."""
+    warmup: float
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: float
+    """Of matrices; vectors (biases, norms) have none."""
+    max_grad_norm: float
+    max_steps: int | None
+    eval_every: int | None
+    """Steps between selections, besides the end of every epoch."""
+    freeze_embeddings: bool
+    bf16: bool
+    seed: int
+    select_by: str
+    """Metric of the best model: more is better."""
+    save_seconds: float
+    """Between states on the disk."""
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """Encoded sentences and what is true of them."""
+
+    text: EncodedText
+    labels: Tensor
+    """int64 [rows], or float32 [rows] of a regression."""
+
+
+class FineTuner:
+    """Trains ``model`` in place, keeping in ``folder`` what a killed process goes on from.
+
+    Args:
+        model: of transformers, with a head for the labels.
+        train: what to learn from.
+        dev: what to select on.
+        recipe: how.
+        folder: for states; a state that is there is gone on from.
+        tracker: takes losses and dev metrics.
+        stop: the signal that asked to end, or None.
+        progress: takes phase, steps done, all of them, and their name.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        train: LabelledText,
+        dev: LabelledText,
+        recipe: Recipe,
+        folder: Path,
+        tracker: Tracker,
+        stop: Callable[[], int | None],
+        progress: Callable[[str, int, int, str], None],
+    ) -> None:
+        self._model = model
+        self._train = train
+        self._dev = dev
+        self._recipe = recipe
+        self._folder = folder
+        self._tracker = tracker
+        self._stop = stop
+        self._progress = progress
+        labels = model.config.num_labels
+        self._classes = None if model.config.problem_type == "regression" else labels
+        if recipe.freeze_embeddings:
+            model.get_input_embeddings().requires_grad_(False)
+        self._optimizer = _adamw(model, recipe)
+        self.state = load_state(folder, model, self._optimizer) or TextState()
+        self._saved = time.monotonic()
+        if self.state.step:
+            log.info("going on at step %d", self.state.step)
+
+    @property
+    def steps(self) -> int:
+        """All steps of the recipe."""
+        return count_steps(len(self._train.text), self._recipe)
+
+    def fit(self) -> dict[str, float]:
+        """Train to the end, put the selected parameters into the model, return its dev metrics.
+
+        Raises:
+            Interrupted: ``stop`` named a signal; the state is saved.
+            TrainingError: the loss is no longer finite.
+        """
+        state, recipe = self.state, self._recipe
+        self._model.train()
+        while state.step < self.steps:
+            batches = self._train.text.shuffled(recipe.batch_size, recipe.seed, state.epoch)
+            while state.batch < len(batches) and state.step < self.steps:
+                self._step(batches[state.batch])
+                ended = state.batch == len(batches) or state.step == self.steps
+                every = recipe.eval_every
+                if ended or (every is not None and state.step % every == 0):
+                    self._select()
+                self._save_when_due()
+            state.epoch, state.batch = state.epoch + 1, 0
+        load_best(self._folder, self._model)
+        assert state.best is not None
+        return state.best
+
+    def _step(self, rows: list[int]) -> None:
+        state, recipe = self.state, self._recipe
+        began = time.monotonic()
+        rate = recipe.lr * rate_factor(state.step, self.steps, recipe.warmup)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        labels = self._train.labels[rows]
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+            logits = self._model(**self._train.text.batch(rows)).logits
+        loss = self._loss(logits.float(), labels)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), recipe.max_grad_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        value = float(loss.detach())
+        state.step += 1
+        state.batch += 1
+        if not math.isfinite(value):
+            raise TrainingError(f"the loss is {value} at step {state.step}; lower the lr")
+        state.seconds += time.monotonic() - began
+        state.samples += len(rows)
+        state.loss_sum += value * len(rows)
+        state.loss_rows += len(rows)
+        self._progress("training", state.step, self.steps, "steps")
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self._classes is None:
+            return torch.nn.functional.mse_loss(logits[:, 0], labels)
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+    def _select(self) -> None:
+        state, key = self.state, self._recipe.select_by
+        logits = predict_text(
+            self._model, self._dev.text, 2 * self._recipe.batch_size, bf16=self._recipe.bf16
+        )
+        measured = measure_text(logits, self._dev.labels, self._classes)
+        value = measured[key]
+        # A model that cannot be measured (NaN) is only better than none.
+        better = state.best is None or math.isnan(state.best[key]) or value > state.best[key]
+        if better:
+            state.best, state.best_step = measured, state.step
+            save_best(self._folder, self._model)
+        self._tracker.log_metrics(
+            {
+                "train/loss": state.loss_sum / state.loss_rows,
+                **{f"val/{name}": number for name, number in measured.items()},
+                "perf/samples_per_second": state.samples / state.seconds,
+            },
+            state.step,
+        )
+        log.info(
+            "step %d of %d: dev %s %.4f%s",
+            *(state.step, self.steps, key, value, " (best so far)" if better else ""),
+        )
+        state.loss_sum, state.loss_rows = 0.0, 0
+
+    def _save_when_due(self) -> None:
+        number = self._stop()
+        if number is not None or time.monotonic() - self._saved >= self._recipe.save_seconds:
+            save_state(self._folder, self._model, self._optimizer, self.state)
+            self._saved = time.monotonic()
+        if number is not None:
+            raise Interrupted(number)
+
+
+def count_steps(rows: int, recipe: Recipe) -> int:
+    """Steps over so many training rows."""
+    steps = recipe.epochs * math.ceil(rows / recipe.batch_size)
+    return min(steps, recipe.max_steps or steps)
+
+
+def rate_factor(step: int, steps: int, warmup: float) -> float:
+    """Learning rate at a step as a share of the largest: up to 1 in a line, then down to 0."""
+    rising = int(steps * warmup)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    return (steps - step) / max(1, steps - rising)
+
+
+def _adamw(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=recipe.lr, fused=True)

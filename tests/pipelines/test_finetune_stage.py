@@ -1,0 +1,215 @@
+"""Fine-tuning of a tiny BERT made here: learning, kills, chains, what is written."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dqrm.pipelines.config import load_pipeline
+from dqrm.pipelines.runner import run_pipeline
+from dqrm.tracking.quiet import import_mlflow
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+SECONDS = 180
+
+PIPELINE = """\
+threads: 1
+tracking: {{system_metrics: false, flush_seconds: 0.2, enabled: false}}
+stages:
+  - stage: finetune
+    model: {model}
+    data: {{train: {text}/train.tsv, dev: {text}/dev.tsv.gz, test: {text}/dev.tsv.gz}}
+    lr: 3e-3
+    epochs: 4
+    batch_size: 16
+    precision: fp32
+  - stage: report
+"""
+
+
+@pytest.fixture
+def file(tiny_bert, sentence_files):
+    path = Path("tiny.yaml")
+    path.write_text(PIPELINE.format(model=tiny_bert, text=sentence_files))
+    return path
+
+
+def weights(name):
+    return load_file(f"runs/{name}/stages/finetune/model/model.safetensors")
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+def test_learns_and_a_killed_stage_comes_to_the_same_weights(file, sentence_files, dqrm):
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "dqrm", "pipeline", "run", str(file)),
+            *("stages.finetune.save_minutes=1e-6", "name=killed"),
+        ],
+        stdout=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + SECONDS
+    try:
+        while not list(Path("runs").glob("killed/work/*/scratch/step-0000002*")):
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    assert not Path("runs/killed/stages").exists()
+    resumed = dqrm("pipeline", "run", file, "stages.finetune.save_minutes=1e-6", "name=killed")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "going on at step" in resumed.stderr
+
+    unbroken = run_pipeline(load_pipeline(file))
+    assert_same(weights("killed"), weights("tiny"))
+
+    metrics = unbroken.stages[0].record.metrics
+    assert metrics["best/val_accuracy"] > 0.9
+    assert metrics["test/accuracy"] == metrics["best/val_accuracy"]
+    folder = unbroken.stages[0].folder / "model"
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    table = pd.read_csv(sentence_files / "dev.tsv.gz", sep="\t")
+    batch = tokenizer(table.sentence.tolist(), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        chosen = model(**batch).logits.argmax(1).numpy()
+    assert (chosen == table.label).mean() == metrics["test/accuracy"]
+    assert model.config.id2label == {0: "0", 1: "1"}
+
+    (row,) = json.loads(Path("runs/tiny/stages/report/report.json").read_text())["models"]
+    assert row["weight_bytes"] == (folder / "model.safetensors").stat().st_size
+    assert row["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+def test_a_signal_saves_and_the_seed_decides(file):
+    config = load_pipeline(file, ["stages.finetune.epochs=1", "name=whole"])
+    run_pipeline(config)
+    calls = 0
+
+    def press_ctrl_c(phase, done, total, unit):
+        nonlocal calls
+        calls += 1
+        if done == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    halves = load_pipeline(file, ["stages.finetune.epochs=1", "name=halves"])
+    stopped = run_pipeline(halves, progress=press_ctrl_c)
+    assert stopped.interrupted == signal.SIGINT
+    assert calls == 7
+    assert stopped.stages == []
+    assert run_pipeline(halves).interrupted is None
+    assert_same(weights("whole"), weights("halves"))
+
+    run_pipeline(load_pipeline(file, ["stages.finetune.epochs=1", "stages.finetune.seed=1"]))
+    other = weights("tiny")
+    assert not torch.equal(other["classifier.weight"], weights("whole")["classifier.weight"])
+
+
+def test_pairs_a_regression_and_a_chain(tiny_bert):
+    rng = np.random.default_rng(3)
+    score = rng.uniform(0, 5, 96).round(2)
+    first = [" ".join(f"w{n}" for n in rng.integers(0, 35, 5)) for _ in score]
+    frame = pd.DataFrame({"sentence1": first, "sentence2": first, "score": score})
+    frame.to_parquet("pairs.parquet")
+    frame.assign(score=(score > 2).astype(int)).to_csv("classes.csv", index=False)
+    Path("chain.yaml").write_text(
+        "tracking: {system_metrics: false, flush_seconds: 0.2}\nstages:\n"
+        f"  - {{stage: finetune, name: scores, model: {tiny_bert}, epochs: 1,\n"
+        "     data: {train: pairs.parquet}, freeze_embeddings: true, precision: bf16}\n"
+        "  - {stage: finetune, name: classes, model: 'stage:scores', epochs: 1,\n"
+        "     data: {train: classes.csv}, select_by: f1}\n"
+        "  - {stage: report, compare: scores}\n"
+    )
+    result = run_pipeline(load_pipeline(Path("chain.yaml")))
+    scores, classes, report = result.stages
+    assert {"best/val_pearson", "best/val_spearman"} <= scores.record.metrics.keys()
+    assert "best/val_f1" in classes.record.metrics
+    before = load_file(tiny_bert / "model.safetensors")["embeddings.word_embeddings.weight"]
+    kept = load_file(scores.folder / "model" / "model.safetensors")
+    assert torch.equal(kept["bert.embeddings.word_embeddings.weight"], before)
+    config = json.loads((scores.folder / "model" / "config.json").read_text())
+    assert config["problem_type"] == "regression"
+    text = (report.folder / "report.txt").read_text()
+    assert "scores" in text
+    assert "1.00 x" in text
+
+    client = import_mlflow().MlflowClient("sqlite:///mlflow.db")
+    (experiment,) = (e for e in client.search_experiments() if e.name == "dqrm")
+    runs = client.search_runs([experiment.experiment_id])
+    children = {run.data.tags["stage"]: run for run in runs if "stage" in run.data.tags}
+    (parent,) = (run for run in runs if "stage" not in run.data.tags)
+    assert set(children) == {"scores", "classes", "report"}
+    assert children["classes"].data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert children["classes"].data.params["select_by"] == "f1"
+    assert "val/f1" in children["classes"].data.metrics
+
+
+def test_batches_hold_every_row_once_and_hardly_any_padding(tiny_bert, sentence_files):
+    from dqrm.pipelines.text.batches import EncodedText
+    from dqrm.pipelines.text.classifier import load_tokenizer
+    from dqrm.pipelines.text.tables import find_columns, read_table, take_examples
+
+    table = read_table(sentence_files / "train.tsv")
+    examples = take_examples(table, find_columns(table, "t"), "t")
+    text = EncodedText(load_tokenizer(tiny_bert), examples, 64)
+    batches = text.shuffled(16, 0, 0)
+    assert sorted(row for rows in batches for row in rows) == list(range(len(text)))
+    assert text.shuffled(16, 0, 0) == batches
+    assert text.shuffled(16, 0, 1) != batches
+    assert text.shuffled(16, 1, 0) != batches
+    cells = sum(text.batch(rows)["input_ids"].numel() for rows in batches)
+    assert cells < 1.6 * sum(text.lengths)
+    first = text.batch(batches[0])
+    for position, row in enumerate(batches[0]):
+        assert int(first["attention_mask"][position].sum()) == text.lengths[row]
+    cut = EncodedText(load_tokenizer(tiny_bert), examples, 6)
+    assert max(cut.lengths) == 6
+
+
+def test_faults_show_before_anything_runs(file, dqrm, sentence_files):
+    for override, message in (
+        ("stages.finetune.model=absent", "tiny.yaml:5: stages.finetune.model: absent: no such"),
+        ("stages.finetune.model=package:no_such_package", "no such package is installed"),
+        ("stages.finetune.model=stage:prune", "no earlier stage is called so"),
+        (f"stages.finetune.model={sentence_files}", "it has no config.json"),
+        ("stages.finetune.data.train=absent.tsv", "stages.finetune.data.train: absent.tsv: no"),
+        ("stages.finetune.data.label=stars", "no column 'stars'; there are: sentence, label"),
+        ("stages.finetune.learning_rate=1", "stages.0.learning_rate: unknown key"),
+    ):
+        done = dqrm("pipeline", "validate", file, override)
+        assert done.exit_code == 2, override
+        assert message in done.stderr
+    wrong = dqrm("pipeline", "run", file, "stages.finetune.select_by=pearson")
+    assert wrong.exit_code == 2
+    assert "stage finetune: select_by=pearson: 2 classes can take accuracy" in wrong.stderr
+    plan = dqrm("pipeline", "run", file, "--dry-run", "name=planned")
+    assert "steps          80" in plan.stdout
+    assert "parameters" in plan.stdout
+    assert not Path("runs/planned").exists()
+
+
+def test_without_transformers_it_says_what_to_install(file, dqrm, monkeypatch):
+    from dqrm.pipelines.text import library
+
+    find_spec = library.util.find_spec
+    monkeypatch.setattr(
+        library.util, "find_spec", lambda name: None if name == "transformers" else find_spec(name)
+    )
+    done = dqrm("pipeline", "validate", file)
+    assert done.exit_code == 2
+    assert "pip install 'dqrm[transformers]'" in done.stderr

@@ -1,0 +1,99 @@
+"""Tables, metrics and batches of sentences."""
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn import metrics as sklearn
+
+from dqrm.pipelines.text.quality import measure_text
+from dqrm.pipelines.text.tables import (
+    Labels,
+    find_columns,
+    read_table,
+    split_examples,
+    take_examples,
+)
+
+
+def test_metrics_agree_with_sklearn_and_pandas():
+    rng = np.random.default_rng(0)
+    for classes in (2, 4):
+        labels = torch.tensor(rng.integers(0, classes, 300))
+        logits = torch.tensor(rng.normal(size=(300, classes))).float()
+        logits[torch.arange(300), labels] += 1
+        measured = measure_text(logits, labels, classes)
+        chosen = logits.argmax(1)
+        assert measured["accuracy"] == pytest.approx(sklearn.accuracy_score(labels, chosen))
+        expected = sklearn.matthews_corrcoef(labels, chosen)
+        assert measured["matthews"] == pytest.approx(expected)
+        if classes == 2:
+            assert measured["f1"] == pytest.approx(sklearn.f1_score(labels, chosen))
+        else:
+            assert "f1" not in measured
+        probabilities = logits.softmax(1)
+        assert measured["loss"] == pytest.approx(sklearn.log_loss(labels, probabilities), rel=1e-5)
+    scores = torch.tensor(rng.integers(0, 6, 200)).float()
+    guess = scores + torch.tensor(rng.normal(size=200)).float()
+    measured = measure_text(guess[:, None], scores, None)
+    frame = pd.DataFrame({"a": guess.numpy(), "b": scores.numpy()}).astype(float)
+    assert measured["pearson"] == pytest.approx(frame.corr().loc["a", "b"])
+    assert measured["spearman"] == pytest.approx(frame.corr("spearman").loc["a", "b"])
+    assert np.isnan(measure_text(torch.ones(5, 1), scores[:5], None)["pearson"])
+
+
+def test_the_same_rows_from_every_format():
+    frame = pd.DataFrame({"text": ['say "no', "NA", "a, b"], "label": [1, 0, 1]})
+    plain = 'text\tlabel\nsay "no\t1\nNA\t0\na, b\t1\n'
+    Path("a.tsv").write_text(plain)
+    Path("b.tsv.gz").write_bytes(gzip.compress(plain.encode()))
+    frame.to_csv("c.csv", index=False)
+    frame.to_parquet("d.parquet")
+    for name in ("a.tsv", "b.tsv.gz", "c.csv", "d.parquet"):
+        table = read_table(Path(name))
+        examples = take_examples(table, find_columns(table, name), name)
+        assert examples.text == frame.text.tolist(), name
+        assert examples.labels.tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match="cannot tell its format"):
+        read_table(Path("d.txt"))
+    with pytest.raises(ValueError, match=r"d\.parquet: not a csv table"):
+        read_table(Path("d.parquet"), "csv")
+
+
+def test_columns_and_labels():
+    pairs = pd.DataFrame({"sentence1": ["a"], "sentence2": ["b"], "score": [2.5]})
+    found = find_columns(pairs, "t")
+    assert (found.text, found.text_pair, found.label) == ("sentence1", "sentence2", "score")
+    with pytest.raises(ValueError, match="t: no column 'x'; there are: sentence1"):
+        find_columns(pairs, "t", text="x")
+    with pytest.raises(ValueError, match="which column is the label"):
+        find_columns(pairs[["sentence1", "sentence2"]], "t")
+    assert Labels.of(pairs.score, "auto", "t").classes is None
+    numbers = Labels.of(pd.Series([0, 1, 10, 2]), "auto", "t")
+    assert numbers.classes == ("0", "1", "2", "10")
+    assert numbers.encode(pd.Series([10.0, 0.0]), "dev").tolist() == [3, 0]
+    assert Labels.of(pd.Series([0, 1]), "regression", "t").classes is None
+    words = Labels.of(pd.Series(["yes", "no"]), "auto", "t")
+    assert words.classes == ("no", "yes")
+    with pytest.raises(ValueError, match="dev: label maybe is not in the training data"):
+        words.encode(pd.Series(["maybe"]), "dev")
+    with pytest.raises(ValueError, match="one class only"):
+        Labels.of(pd.Series([1, 1]), "classification", "t")
+    missing = pd.DataFrame({"text": ["a", "b"], "label": [1.0, None]})
+    with pytest.raises(ValueError, match="row 2 has no label"):
+        take_examples(missing, find_columns(missing, "t"), "t")
+
+
+def test_rows_set_apart_are_the_same_every_time():
+    frame = pd.DataFrame({"text": [f"t{n}" for n in range(50)], "label": range(50)})
+    examples = take_examples(frame, find_columns(frame, "t"), "t")
+    train, dev = split_examples(examples, 0.1, "t")
+    assert len(dev) == 5
+    assert sorted([*train.text, *dev.text]) == sorted(frame.text)
+    assert split_examples(examples, 0.1, "t")[1].text == dev.text
+    assert [f"t{label}" for label in dev.labels] == dev.text
+    with pytest.raises(ValueError, match=r"give data\.dev"):
+        split_examples(examples, 0.001, "t")
