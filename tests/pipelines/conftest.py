@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -37,6 +38,23 @@ def dqrm():
         return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
     return run
+
+
+@pytest.fixture
+def recorded_runs():
+    """Read the default store: the pipeline's run, and those of its stages by name."""
+
+    def read():
+        from dqrm.tracking.quiet import import_mlflow
+
+        # An absolute path: MLflow keeps stores open by their address.
+        client = import_mlflow().MlflowClient(f"sqlite:///{Path('mlflow.db').absolute()}")
+        (experiment,) = (e for e in client.search_experiments() if e.name == "dqrm")
+        runs = client.search_runs([experiment.experiment_id])
+        (parent,) = (run for run in runs if "stage" not in run.data.tags)
+        return parent, {r.data.tags["stage"]: r for r in runs if "stage" in r.data.tags}
+
+    return read
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 from dqrm.pipelines.config import load_pipeline
 from dqrm.pipelines.runner import run_pipeline
-from dqrm.tracking.quiet import import_mlflow
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -120,7 +119,7 @@ def test_a_signal_saves_and_the_seed_decides(file):
     assert not torch.equal(other["classifier.weight"], weights("whole")["classifier.weight"])
 
 
-def test_pairs_a_regression_and_a_chain(tiny_bert):
+def test_pairs_a_regression_and_a_chain(tiny_bert, recorded_runs):
     rng = np.random.default_rng(3)
     score = rng.uniform(0, 5, 96).round(2)
     first = [" ".join(f"w{n}" for n in rng.integers(0, 35, 5)) for _ in score]
@@ -148,11 +147,7 @@ def test_pairs_a_regression_and_a_chain(tiny_bert):
     assert "scores" in text
     assert "1.00 x" in text
 
-    client = import_mlflow().MlflowClient("sqlite:///mlflow.db")
-    (experiment,) = (e for e in client.search_experiments() if e.name == "dqrm")
-    runs = client.search_runs([experiment.experiment_id])
-    children = {run.data.tags["stage"]: run for run in runs if "stage" in run.data.tags}
-    (parent,) = (run for run in runs if "stage" not in run.data.tags)
+    parent, children = recorded_runs()
     assert set(children) == {"scores", "classes", "report"}
     assert children["classes"].data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert children["classes"].data.params["select_by"] == "f1"

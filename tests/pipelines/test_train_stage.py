@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 from dqrm.pipelines.config import load_pipeline
 from dqrm.pipelines.runner import run_pipeline
 from dqrm.tracking.config import TrackingConfig
-from dqrm.tracking.quiet import import_mlflow
 from dqrm.training.run import train
 from dqrm.training.saved import evaluate_saved
 
@@ -94,15 +93,11 @@ def test_killed_and_resumed_it_gives_the_figures_of_train(file, dqrm):
     assert again.stdout.count("complete before") == 2
 
 
-def test_runs_are_nested_in_mlflow(file):
+def test_runs_are_nested_in_mlflow(file, recorded_runs):
     config = load_pipeline(file, ["stages.train.settings.train.max_steps=5"])
     result = run_pipeline(config)
     assert [done.ran for done in result.stages] == [True, True]
-    client = import_mlflow().MlflowClient("sqlite:///mlflow.db")
-    (experiment,) = (e for e in client.search_experiments() if e.name == "dqrm")
-    runs = client.search_runs([experiment.experiment_id])
-    (parent,) = (run for run in runs if "stage" not in run.data.tags)
-    children = {run.data.tags["stage"]: run for run in runs if "stage" in run.data.tags}
+    parent, children = recorded_runs()
     assert set(children) == {"train", "report"}
     for run in (parent, *children.values()):
         assert run.info.status == "FINISHED"
