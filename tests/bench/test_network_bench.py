@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from backends_here import BACKENDS
+from backends_here import CCL
 
 from dqrm.bench.exchange.bars import verdicts
 from dqrm.bench.exchange.plan import Case
@@ -127,25 +127,27 @@ def test_the_command_says_that_it_skips(tmp_path):
 
 
 @needs_machines
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_the_command_from_end_to_end(backend, tmp_path):
+@pytest.mark.parametrize(
+    ("backend", "part", "ours"),
+    [pytest.param("ccl", "steps", 3, marks=CCL.marks), ("gloo", "rows", 4)],
+)
+def test_the_command_from_end_to_end(backend, part, ours, tmp_path):
     done = run_command(
         tmp_path,
-        *("--nproc", "2", "--rate", "1gbit", "--batch", "256", "--repeats", "1"),
-        *("--scale", "1e-4", "--json", "out.json", "--backend", backend),
+        *("--nproc", "2", "--rate", "1gbit", "--batch", "2048", "--repeats", "1"),
+        *("--scale", "1e-2", "--json", "out.json", "--backend", backend, "--only", part),
     )
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "out.json").read_text())
     [case] = map(Case.from_dict, record["cases"])
-    assert case.key == "steps/p2/1gbit/b256/uniform"
+    assert case.key == f"{part}/p2/1gbit/b2048/uniform"
     counted = [found for found in case.measured if found.role == "ours"]
-    assert len(counted) == 3
+    assert len(counted) == ours
     for found in counted:
         # Beside gradients only the sums of losses travel.
         assert found.interface_bytes == pytest.approx(found.sent_bytes, rel=0.02)
         assert found.header_bytes > 0
-    case.batch = 2048
-    assert sum(bar.quantity == "interface" and bar.met for bar in verdicts([case])) == 3
+    assert sum(bar.quantity == "interface" and bar.met for bar in verdicts([case])) == ours
     assert "interface kB" in done.stdout
 
 

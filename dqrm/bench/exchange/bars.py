@@ -10,7 +10,7 @@ from dqrm.bench.exchange.steps import ALONE, CODECS
 JUDGED = "INT8 with residuals"
 SPARSE = "sparse all-reduce"
 GATHERS = ("raw FP32 gather", "distinct FP32 gather")
-QUANTIZED, OFF = "INT8 rows, INT8 MLPs", "codecs off"
+QUANTIZED = "INT8 rows, INT8 MLPs"
 Quantity = Literal["time", "bytes", "seconds", "interface"]
 
 
@@ -43,14 +43,15 @@ class Bar:
 
 _ROWS = ("INT8 with residuals", "INT8")
 BARS = (
-    Bar("rows", "time", 10.0, _ROWS, (SPARSE,), batch=2048),
-    Bar("rows", "time", 2.0, _ROWS, GATHERS, batch=2048),
+    Bar("rows", "time", 10.0, _ROWS, (SPARSE,), batch=2048, network=""),
+    Bar("rows", "time", 2.0, _ROWS, GATHERS, batch=2048, network=""),
     Bar("rows", "bytes", 5.0, ("INT8", "INT4 with residuals"), (SPARSE,), batch=2048),
-    Bar("rows", "seconds", 2e-3, _ROWS, batch=2048),
-    Bar("rows", "time", 4.0, _ROWS, (SPARSE,), batch=128),
-    Bar("rows", "seconds", 0.6e-3, _ROWS, batch=128),
+    Bar("rows", "seconds", 2e-3, _ROWS, batch=2048, network=""),
+    Bar("rows", "time", 4.0, _ROWS, (SPARSE,), batch=128, network=""),
+    Bar("rows", "seconds", 0.6e-3, _ROWS, batch=128, network=""),
     Bar("steps", "time", 1 / 1.2, (QUANTIZED,), (ALONE,), batch=2048, network="", processes=2),
-    Bar("steps", "time", 2.0, (QUANTIZED,), (OFF,), batch=2048, network="1gbit"),
+    Bar("rows", "time", 2.0, _ROWS, ("FP32",), batch=2048, network="1gbit"),
+    Bar("rows", "interface", 0.02, (*_ROWS, "INT4 with residuals", "FP32"), batch=2048),
     Bar("steps", "interface", 0.02, tuple(CODECS), batch=2048),
 )
 

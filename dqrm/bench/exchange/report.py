@@ -39,7 +39,7 @@ def case_table(case: Case) -> Table:
     base = reference(case)
     counted = any(found.sent_bytes or found.formula_bytes for found in case.measured)
     seen = any(found.interface_bytes for found in case.measured)
-    header = ["", "wall ms", "quartiles", "CPU ms"]
+    header = ["", "wall ms", "quartiles", "least", "CPU ms"]
     header += [] if base is None else [f"of {base.name}"]
     header += ["kB sent", "calculated"] if counted else []
     header += ["interface kB", "headers kB"] if seen else []
@@ -50,6 +50,7 @@ def case_table(case: Case) -> Table:
             found.name,
             f"{1e3 * wall.median:.3f}",
             f"{1e3 * wall.lower_quartile:.3f}-{1e3 * wall.upper_quartile:.3f}",
+            f"{1e3 * wall.smallest:.3f}",
             f"{1e3 * found.cpu.median:.3f}",
         ]
         if base is not None:

@@ -9,7 +9,7 @@ rank 0 writes the cases.
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -18,7 +18,7 @@ import torch
 from torch import distributed
 from torch.distributed import ProcessGroup
 
-from dqrm.bench.exchange.counters import Counters, read_counters
+from dqrm.bench.exchange.counters import read_counters
 from dqrm.bench.exchange.messages import message_runners
 from dqrm.bench.exchange.plan import Case, Measured, Plan, Role
 from dqrm.bench.exchange.rows import (
@@ -142,11 +142,9 @@ class Study:
     ) -> Measured:
         phases = contestant.phases()
         before = contestant.counted_bytes()
-        formula = 0.0
-        for number in range(_COUNTED_CALLS):
-            contestant.call(number)
-            formula += contestant.formula_bytes(number)
+        seen = self._seen(contestant.call)
         after = contestant.counted_bytes()
+        formula = sum(contestant.formula_bytes(number) for number in range(_COUNTED_CALLS))
         sent = None
         if before is not None and after is not None:
             sent = self._mean((after - before) / _COUNTED_CALLS)
@@ -157,6 +155,7 @@ class Study:
             times.cpu_seconds,
             sent,
             self._mean(formula / _COUNTED_CALLS),
+            *seen,
             phases=phases,
         )
 
@@ -190,35 +189,41 @@ class Study:
         work.close()
 
     def _counted(self, found: Measured, work: StepWork, runner: Runner) -> Measured:
-        """Count bytes by the meter and, where the plan names one, by the network interface."""
+        """Add the bytes of a call and where its time goes."""
         meter = work.exchanges[runner.name].meter
         before = meter.report()["total"]
-        distributed.barrier(self.control)
-        begin = self._interface()
-        for number in range(_COUNTED_CALLS):
-            runner.call(number)
-        distributed.barrier(self.control)
-        taken = self._interface() - begin
+        seen = self._seen(runner.call)
         after = meter.report()["total"]
         spent = {name: (after[name] - before.get(name, 0.0)) / _COUNTED_CALLS for name in after}
         stages = ("encode_seconds", "wire_seconds", "decode_seconds", "exposed_seconds")
-        result = replace(
+        return replace(
             found,
             sent_bytes=self._mean(spent["sent_bytes"]),
+            interface_bytes=seen[0],
+            header_bytes=seen[1],
             phases={stage.removesuffix("_seconds"): spent[stage] for stage in stages},
         )
-        if self.plan.interface is None:
-            return result
-        return replace(
-            result,
-            interface_bytes=self._mean(taken.sent_payload / _COUNTED_CALLS),
-            header_bytes=self._mean(taken.sent_headers / _COUNTED_CALLS),
-        )
 
-    def _interface(self) -> Counters:
-        if self.plan.interface is None:
-            return Counters(0, 0, 0, 0)
-        return read_counters(self.plan.interface)
+    def _seen(self, call: Callable[[int], object]) -> tuple[float | None, float | None]:
+        """Make the counted calls; return what one sent by the network interface.
+
+        Returns:
+            Bytes without headers, and those of headers, the means over ranks; None where the plan
+            names no interface.
+        """
+        interface = self.plan.interface
+        distributed.barrier(self.control)
+        before = None if interface is None else read_counters(interface)
+        for number in range(_COUNTED_CALLS):
+            call(number)
+        distributed.barrier(self.control)
+        if interface is None or before is None:
+            return None, None
+        taken = read_counters(interface) - before
+        return (
+            self._mean(taken.sent_payload / _COUNTED_CALLS),
+            self._mean(taken.sent_headers / _COUNTED_CALLS),
+        )
 
     def _mean(self, value: float) -> float:
         total = torch.tensor([value], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Ranks on machines of their own, joined at a rate: whole steps, and bytes counted three ways."""
+"""Ranks on machines of their own, joined at a rate: rows, whole steps, bytes counted three ways."""
 
 import contextlib
 import os
@@ -19,7 +19,9 @@ _LAST_LINES = 20
 
 
 def run_network(plan: Plan, processes: Sequence[int], rates: Sequence[str]) -> Iterator[list[Case]]:
-    """Measure in worlds of one rank a machine, and yield the cases of each world.
+    """Measure in worlds of one rank a machine, and yield the cases of each.
+
+    Every part is a world of its own.
 
     Raises:
         NoNamespacesError: machines cannot be made here.
@@ -35,11 +37,11 @@ def run_network(plan: Plan, processes: Sequence[int], rates: Sequence[str]) -> I
                 machines(count, rate) as made,
             ):
                 files = Path(folder) / "plan.json", Path(folder) / "cases.json"
-                plan.write(files[0])
                 command = [sys.executable, "-m", MODULE, *map(str, files)]
-                run_ranks(made, command, Path(folder))
-                cases = read_cases(files[1])
-            yield [replace(case, network=rate) for case in cases]
+                for part in plan.parts:
+                    replace(plan, parts=(part,)).write(files[0])
+                    run_ranks(made, command, Path(folder))
+                    yield [replace(case, network=rate) for case in read_cases(files[1])]
 
 
 def run_ranks(made: Sequence[Machine], command: Sequence[str], folder: Path) -> None:

@@ -28,7 +28,7 @@ _COMMANDS = {
     ),
     "network": (
         "dqrm.cli.bench.network:network",
-        "Time training steps of ranks on machines of their own.",
+        "Time the exchange and training steps of ranks on machines of their own.",
     ),
     "train": ("dqrm.cli.bench.train:train", "Time whole training steps beside those of peers."),
 }

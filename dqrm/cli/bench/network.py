@@ -1,8 +1,8 @@
-"""``dqrm bench network``: training steps across a network of a given rate."""
+"""``dqrm bench network``: the exchange across a network of a given rate."""
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -11,8 +11,9 @@ from dqrm.cli.bench.speed import KINDS, Names, Numbers
 from dqrm.cli.framework import DqrmCommand
 
 if TYPE_CHECKING:
-    from dqrm.bench.exchange.plan import Case
+    from dqrm.bench.exchange.plan import Case, Part
 
+_PARTS = ("rows", "steps")
 _EXAMPLES = [
     ("dqrm bench network", "two and four ranks at 1 Gbit/s and 100 Mbit/s, as root"),
     ("dqrm bench network --nproc 2 --rate 10gbit --scale 0.1", "one world, smaller tables"),
@@ -36,6 +37,9 @@ class Rates(click.ParamType[tuple[str, ...], str]):
 
 
 @click.command("network", cls=DqrmCommand, examples=_EXAMPLES)
+@click.option(
+    "--only", type=Names(_PARTS), default=",".join(_PARTS), show_default=True, help="Parts."
+)
 @click.option("--nproc", type=Numbers(), default="2,4", show_default=True, help="Ranks.")
 @click.option(
     "--rate", type=Rates(), default="1gbit,100mbit", show_default=True, help="Of every cable."
@@ -81,6 +85,7 @@ class Rates(click.ParamType[tuple[str, ...], str]):
     help="Draw times and bytes.",
 )
 def network(
+    only: tuple[str, ...],
     nproc: tuple[int, ...],
     rate: tuple[str, ...],
     batch: tuple[int, ...],
@@ -92,12 +97,12 @@ def network(
     json_file: Path | None,
     plot_file: Path | None,
 ) -> None:
-    """Time training steps of ranks on machines of their own.
+    """Time the exchange and training steps of ranks on machines of their own.
 
     The machines are private network namespaces, joined by a switch whose cables let through a
-    rate and no more; they are removed in the end, however it comes. Steps with codecs on and off
-    take turns, and the bytes that each machine's network interface counted, TCP/IP headers apart,
-    are put beside the meter's. It takes root, and says so where it cannot run.
+    rate and no more; they are removed in the end, however it comes. rows and steps are those of
+    dqrm bench exchange; the bytes that each machine's network interface counted, TCP/IP headers
+    apart, are put beside the meter's. It takes root, and says so where it cannot run.
     """
     from dqrm.runtime import prepare_threads
 
@@ -112,7 +117,7 @@ def network(
         click.echo(f"skipped: {reason}")
         return
     plan = Plan(
-        parts=("steps",),
+        parts=cast("tuple[Part, ...]", only),
         batches=batch,
         indices=indices,
         backends=(backend,),
