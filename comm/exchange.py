@@ -38,7 +38,7 @@ from dqrm.comm.row_codec import Rows
 from dqrm.comm.row_residuals import RowResiduals
 from dqrm.comm.rows import RowReducer
 from dqrm.comm.state_keys import DENSE, OWNED, ROWS, joined, split
-from dqrm.comm.thread import AgreedError, CommunicationThread, Pending
+from dqrm.comm.thread import AgreedError, Communication, Pending
 from dqrm.comm.wire import Wire
 from dqrm.kernels.row_messages import hash_bytes
 from dqrm.kernels.tables import RowGradient
@@ -73,7 +73,9 @@ class Exchange:
         nodes: to exchange in two levels, from :func:`dqrm.comm.nodes.make_nodes`; residuals are
             then kept on the leaders only.
         generation: of the world; messages of another are refused.
-        threads: of the native loops of rows; the communication thread works beside the caller's.
+        threads: of the native loops of rows.
+        overlap: exchange on a thread beside the caller's, which wants a core of its own; else on
+            the caller's, when it waits for a result.
 
     Raises:
         PolicyError: the policy does not fit the names.
@@ -90,6 +92,7 @@ class Exchange:
         seed: int = 0,
         generation: int = 0,
         threads: int = 1,
+        overlap: bool = True,
     ) -> None:
         tables = tables or {}
         self.policy = policy
@@ -125,7 +128,7 @@ class Exchange:
         self._layouts: dict[tuple[str, ...], list[tuple[Recipe, Layout]]] = {}
         self._flat: dict[tuple[str, ...], Tensor] = {}
         self._step = 0
-        self._thread = CommunicationThread(self.meter)
+        self._thread = Communication(self.meter, overlap=overlap)
 
     def _dense_reducer(self, recipe: Recipe) -> DenseReducer | NodeDenseReducer:
         reducer = None

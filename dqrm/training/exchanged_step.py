@@ -6,11 +6,13 @@
               bottom MLP ------------------------------------> its gradients      (dense codec)
     update: every rank applies the same merged rows and means, bit for bit
 
-Each arrow is sent by the exchange's thread while the next line is computed.
+Each arrow is sent by the exchange's thread while the next line is computed, or, where this rank has
+one core only, by the caller in the end: two threads would take turns on it by the millisecond.
 """
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from dqrm.comm.codecs import codec_named
@@ -65,6 +67,7 @@ def exchange_of(
         {name: parameter.numel() for name, parameter in optimizer.dense_parameters.items()},
         {name: TableRows(c.num_rows, c.embedding_dim) for name, c in collections.items()},
         seed=seed,
+        overlap=torch.get_num_threads() > 1,
     )
 
 

@@ -9,12 +9,12 @@ from torch import distributed
 from worlds import run_ranks
 
 from dqrm.comm import Cast, Exchange, Meter, Policy, Recipe
-from dqrm.comm.thread import AgreedError, CommunicationThread
+from dqrm.comm.thread import AgreedError, Communication
 
 
 def test_work_is_done_in_order_by_one_other_thread() -> None:
     meter = Meter()
-    thread = CommunicationThread(meter)
+    thread = Communication(meter)
     order: list[int] = []
     threads = set()
 
@@ -37,8 +37,35 @@ def test_work_is_done_in_order_by_one_other_thread() -> None:
     thread.close(10)
 
 
-def test_after_a_failure_that_others_may_not_share_nothing_runs() -> None:
-    thread = CommunicationThread(Meter())
+def test_without_a_thread_the_caller_works_when_it_waits() -> None:
+    meter = Meter()
+    communication = Communication(meter, overlap=False)
+    order: list[tuple[int, int]] = []
+    pending = [
+        communication.submit(lambda number=number: order.append((number, threading.get_ident())))
+        for number in range(6)
+    ]
+    assert not order
+    pending[2].wait()
+    assert [number for number, _ in order] == [0, 1, 2]
+    pending[0].wait()
+    assert pending[2].done()
+    assert not pending[3].done()
+    heard: list[bool] = []
+    pending[3].then(lambda future: heard.append(future.done()))
+    assert heard == [True]
+    communication.close()
+    assert [number for number, _ in order] == list(range(6))
+    assert {ident for _, ident in order} == {threading.get_ident()}
+    assert meter.busy_seconds > 0
+    communication.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        communication.submit(lambda: None)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_after_a_failure_that_others_may_not_share_nothing_runs(overlap: bool) -> None:
+    thread = Communication(Meter(), overlap=overlap)
 
     def fail(error: Exception) -> None:
         raise error
@@ -56,7 +83,7 @@ def test_after_a_failure_that_others_may_not_share_nothing_runs() -> None:
 
 
 def test_waiting_has_an_end_and_the_work_goes_on() -> None:
-    thread = CommunicationThread(Meter())
+    thread = Communication(Meter())
     gate = threading.Event()
     pending = thread.submit(gate.wait)
     with pytest.raises(TimeoutError):
