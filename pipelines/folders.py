@@ -21,6 +21,9 @@ from typing import Self
 from dqrm.data.files import sync
 from dqrm.pipelines.record import RECORD_FILE, read_record
 
+CONFIG_FILE = "pipeline.yaml"
+"""Written first of all."""
+
 _DIGEST_CHARACTERS = 12
 
 
@@ -32,8 +35,18 @@ class PipelineFolder:
         self._lock = -1
 
     def __enter__(self) -> Self:
-        """Take the folder. Raises ValueError when another process runs the pipeline."""
+        """Take the folder.
+
+        Raises:
+            ValueError: it holds something else, or another process runs the pipeline.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
+        strange = [path for path in self.path.iterdir() if not path.name.startswith(".")]
+        if strange and not (self.path / CONFIG_FILE).is_file():
+            raise ValueError(
+                f"{self.path}: holds {strange[0].name}, which is of no pipeline; give this one "
+                "another name"
+            )
         self._lock = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

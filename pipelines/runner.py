@@ -18,12 +18,12 @@ from dqrm.configuration import to_yaml
 from dqrm.data.files import sync, write_text
 from dqrm.pipelines.config import PipelineConfig
 from dqrm.pipelines.digests import file_digest, folder_files, json_digest
-from dqrm.pipelines.folders import PipelineFolder
+from dqrm.pipelines.folders import CONFIG_FILE, PipelineFolder
 from dqrm.pipelines.record import StageRecord, read_record, write_record
 from dqrm.pipelines.stage import Interrupted, Stage, StageContext
 from dqrm.tracking.base import NullTracker, Status, Tracker
 from dqrm.tracking.config import TrackingConfig
-from dqrm.tracking.tracker import start_tracker
+from dqrm.tracking.tracker import recorded_run, start_tracker
 from dqrm.training.stop import stop_on_signals
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def run_pipeline(
     stages = by_key(config.stages)
     _check_start(start, stages)
     with PipelineFolder(config.folder) as folder, stop_on_signals() as stop:
-        write_text(folder.path / "pipeline.yaml", to_yaml(config))
+        write_text(folder.path / CONFIG_FILE, to_yaml(config))
         if start is not None:
             for key in list(stages)[list(stages).index(start) :]:
                 folder.forget(key)
@@ -96,7 +96,7 @@ def run_pipeline(
         status: Status = "FAILED"
         done: dict[str, StageResult] = {}
         try:
-            tracker.log_artifact(folder.path / "pipeline.yaml")
+            tracker.log_artifact(folder.path / CONFIG_FILE)
             for key, stage in stages.items():
                 if stop.signal is not None:
                     raise Interrupted(stop.signal)
@@ -249,7 +249,8 @@ class _Step:
             raise _located(error, self.key) from error
         finally:
             tracker.finish(status)
-        self._record(output, metrics, seconds, tracker.run_id)
+        recorded = recorded_run(run_dir)
+        self._record(output, metrics, seconds, recorded.run_id if recorded else None)
 
     def _tags(self, parent: Tracker) -> dict[str, str]:
         tags = {"pipeline": self.folder.path.name, "stage": self.key}

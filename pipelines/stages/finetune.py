@@ -6,7 +6,7 @@ safetensors. A killed stage goes on from its last state and comes to the same we
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -111,6 +111,12 @@ class FinetuneStage(Stage):
 
     save_minutes: PositiveFloat = 5.0
     """Minutes between states that a killed stage goes on from."""
+
+    def identity(self) -> dict[str, Any]:
+        """All but how often it saves, which changes nothing."""
+        settings = super().identity()
+        del settings["save_minutes"]
+        return settings
 
     def inputs(self, earlier: Mapping[str, Stage]) -> tuple[str, ...]:
         """The stage whose model it takes, if any."""

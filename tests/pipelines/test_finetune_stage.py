@@ -70,7 +70,7 @@ def test_learns_and_a_killed_stage_comes_to_the_same_weights(file, sentence_file
         process.kill()
         process.wait()
     assert not Path("runs/killed/stages").exists()
-    resumed = dqrm("pipeline", "run", file, "stages.finetune.save_minutes=1e-6", "name=killed")
+    resumed = dqrm("pipeline", "run", file, "stages.finetune.save_minutes=9", "name=killed")
     assert resumed.exit_code == 0, resumed.stderr
     assert "going on at step" in resumed.stderr
 

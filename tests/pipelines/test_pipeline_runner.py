@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dqrm.pipelines.folders import PipelineFolder
+
 TOY = Path(__file__).with_name("toy_stages.py")
 SECONDS = 120
 
@@ -111,9 +113,14 @@ def test_signals_end_a_stage_where_it_can_go_on(number):
     assert attempts != ["a from 0"]
 
 
-def test_one_process_at_a_time(tmp_path):
-    from dqrm.pipelines.folders import PipelineFolder
-
+def test_one_process_at_a_time_in_a_folder_of_its_own(tmp_path):
+    (tmp_path / "runs" / "other").mkdir(parents=True)
+    (tmp_path / "runs" / "other" / "summary.json").touch()
+    with (
+        pytest.raises(ValueError, match=r"holds summary\.json, which is of no pipeline"),
+        PipelineFolder(tmp_path / "runs" / "other"),
+    ):
+        pass
     with (
         PipelineFolder(tmp_path / "runs" / "toy"),
         pytest.raises(ValueError, match="another process runs this pipeline"),

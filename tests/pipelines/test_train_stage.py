@@ -105,6 +105,9 @@ def test_runs_are_nested_in_mlflow(file, recorded_runs):
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
     auc = children["train"].data.metrics["test/auc"]
     assert parent.data.metrics["train/test/auc"] == auc
+    assert [done.record.run_id for done in result.stages] == [
+        children[name].info.run_id for name in ("train", "report")
+    ]
     assert children["train"].data.params["optim.lr"] == str(config.stages[0].resolved().optim.lr)
 
 
