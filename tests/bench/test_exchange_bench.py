@@ -201,6 +201,7 @@ def test_all_parts_in_two_processes(backend):
     steps = {found.name: found for found in cases["steps"].measured}
     assert steps["codecs off"].sent_bytes > 2 * steps["INT8 rows, INT8 MLPs"].sent_bytes > 0
     assert steps["codecs off"].interface_bytes > 0
+    assert all(steps["codecs off"].phases[f"{what} wire"] > 0 for what in ("rows", "MLPs"))
     # Times are those of the slowest rank, so both ranks tell the same.
     assert [case["measured"][0]["wall_seconds"] for case in others] == [
         case.measured[0].wall_seconds for case in cases.values()

@@ -37,11 +37,13 @@ def title(case: Case) -> str:
 def case_table(case: Case) -> Table:
     """Return the header and the lines of a case: everybody's time and bytes."""
     base = reference(case)
-    counted = any(found.sent_bytes or found.formula_bytes for found in case.measured)
+    counted = any(found.sent_bytes for found in case.measured)
+    calculated = any(found.formula_bytes for found in case.measured)
     seen = any(found.interface_bytes for found in case.measured)
     header = ["", "wall ms", "quartiles", "least", "CPU ms"]
     header += [] if base is None else [f"of {base.name}"]
-    header += ["kB sent", "calculated"] if counted else []
+    header += ["kB sent"] if counted else []
+    header += ["calculated kB"] if calculated else []
     header += ["interface kB", "headers kB"] if seen else []
     lines = []
     for found in case.measured:
@@ -56,7 +58,9 @@ def case_table(case: Case) -> Table:
         if base is not None:
             line.append(f"{found.slower_than(base).median:.2f}x")
         if counted:
-            line += [_kilobytes(found.sent_bytes), _kilobytes(found.formula_bytes)]
+            line.append(_kilobytes(found.sent_bytes))
+        if calculated:
+            line.append(_kilobytes(found.formula_bytes))
         if seen:
             line += [_kilobytes(found.interface_bytes), _kilobytes(found.header_bytes)]
         lines.append(line)
@@ -71,7 +75,7 @@ def phase_table(case: Case) -> Table:
         [found.name, *(_milliseconds(found.phases.get(name)) for name in names)]
         for found in telling
     ]
-    return ["ms of a call on rank 0", *names], lines
+    return ["ms of a call, rank 0", *names], lines
 
 
 BAR_HEADER = ["", "ours", "against", "is", "to reach", ""]

@@ -22,13 +22,13 @@ from dqrm.kernels.row_codecs_reference import code_bytes
 from dqrm.kernels.tables import RowGradient, merge_rows
 from dqrm.models.embedding import EmbeddingBagCollection
 from dqrm.training.config import OptimConfig
+from dqrm.training.exchanged_step import TABLES
 from dqrm.training.row_optimizers import RowOptimizer
 
 # Its name changed with torch.
 _all_gather: Callable[..., object] = getattr(
     distributed, "all_gather_single", distributed.all_gather_into_tensor
 )
-_TABLES = "emb_l"
 _RAW_KEY_BYTES = 8
 _PHASE_CALLS = 30
 
@@ -118,9 +118,9 @@ class OurRows(RowContestant):
         self.codec = codec
         collection = work.collection
         self.exchange = Exchange(
-            Policy([(_TABLES, RowRecipe(codec, residual_rows=residual_rows))]),
+            Policy([(TABLES, RowRecipe(codec, residual_rows=residual_rows))]),
             {},
-            {_TABLES: TableRows(collection.num_rows, collection.embedding_dim)},
+            {TABLES: TableRows(collection.num_rows, collection.embedding_dim)},
             group=group,
         )
         self.optimizer = RowOptimizer(collection, OptimConfig(name="sgd", lr=LEARNING_RATE))
@@ -137,7 +137,7 @@ class OurRows(RowContestant):
                 work.ids[work.traffic.pick(number)], None, work.pooled
             )
         with self._phase("exchange"):
-            merged = self.exchange.reduce_rows(_TABLES, gradient).wait()
+            merged = self.exchange.reduce_rows(TABLES, gradient).wait()
         with self._phase("apply"):
             self.optimizer.step(merged, LEARNING_RATE)
         if self._seconds is not None and before is not None:

@@ -37,6 +37,7 @@ from dqrm.comm import process_group
 from dqrm.comm.row_codec import Rows
 from dqrm.launch import find_place
 from dqrm.runtime import prepare_threads
+from dqrm.training.exchanged_step import TABLES
 
 log = logging.getLogger(__name__)
 
@@ -191,17 +192,20 @@ class Study:
     def _counted(self, found: Measured, work: StepWork, runner: Runner) -> Measured:
         """Add the bytes of a call and where its time goes."""
         meter = work.exchanges[runner.name].meter
-        before = meter.report()["total"]
+        before = meter.report()
         seen = self._seen(runner.call)
-        after = meter.report()["total"]
-        spent = {name: (after[name] - before.get(name, 0.0)) / _COUNTED_CALLS for name in after}
-        stages = ("encode_seconds", "wire_seconds", "decode_seconds", "exposed_seconds")
+        after = meter.report()
         return replace(
             found,
-            sent_bytes=self._mean(spent["sent_bytes"]),
+            sent_bytes=self._mean(
+                (after["total"]["sent_bytes"] - before["total"]["sent_bytes"]) / _COUNTED_CALLS
+            ),
             interface_bytes=seen[0],
             header_bytes=seen[1],
-            phases={stage.removesuffix("_seconds"): spent[stage] for stage in stages},
+            phases={
+                name: (seconds - _seconds(before)[name]) / _COUNTED_CALLS
+                for name, seconds in _seconds(after).items()
+            },
         )
 
     def _seen(self, call: Callable[[int], object]) -> tuple[float | None, float | None]:
@@ -229,6 +233,19 @@ class Study:
         total = torch.tensor([value], dtype=torch.float64)
         distributed.all_reduce(total, group=self.control)
         return float(total) / self.processes
+
+
+def _seconds(report: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Return a meter's seconds by what was exchanged, and what callers waited for."""
+    seconds: dict[str, float] = {}
+    for key, counted in report.items():
+        if key == "total":
+            continue
+        what = "rows" if key.startswith(f"{TABLES}/") else "MLPs"
+        for stage in ("encode", "wire", "decode"):
+            name = f"{what} {stage}"
+            seconds[name] = seconds.get(name, 0.0) + counted[f"{stage}_seconds"]
+    return {**seconds, "waited for": report["total"]["exposed_seconds"]}
 
 
 def _new_group(backend: str) -> ProcessGroup:
