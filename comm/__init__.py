@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dqrm.comm.policy import Policy, PolicyError, Recipe, RowRecipe
     from dqrm.comm.resharding import reshard
     from dqrm.comm.row_codec import Rows, row_codec_named
+    from dqrm.comm.vectors import VectorExchange
     from dqrm.comm.wire import RefusedError
 
 _MODULES = {
@@ -27,6 +28,7 @@ _MODULES = {
     "policy": ("Policy", "PolicyError", "Recipe", "RowRecipe"),
     "resharding": ("reshard",),
     "row_codec": ("Rows", "row_codec_named"),
+    "vectors": ("VectorExchange",),
     "wire": ("RefusedError",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
@@ -49,6 +51,7 @@ __all__ = [
     "Rows",
     "Signs",
     "TableRows",
+    "VectorExchange",
     "codec_named",
     "make_nodes",
     "reshard",

@@ -153,14 +153,18 @@ class ShardedEmbeddingBags(nn.Module):
         """Take what is this rank's from the state of an EmbeddingBagCollection of all tables.
 
         Raises:
-            ValueError: shapes do not agree.
+            ValueError: names, shapes or types do not agree.
         """
-        names = {name for part in self.collections() for name in part.state_dict()}
-        rows = tensors["weight"].shape[0] if "weight" in tensors else 0
-        if names != set(tensors) or rows != self.num_rows:
+        names = set(self.owned.state_dict())
+        if names != set(tensors):
             raise ValueError(
-                f"the state has {rows} rows and {', '.join(sorted(tensors))}; "
-                f"the tables {self.num_rows} rows and {', '.join(sorted(names))}"
+                f"the state has {', '.join(sorted(tensors))}; the tables {', '.join(sorted(names))}"
+            )
+        rows, own = tensors["weight"], self.owned.weight
+        if rows.dtype != own.dtype or rows.shape != (self.num_rows, *own.shape[1:]):
+            raise ValueError(
+                f"the state has rows of {rows.dtype} {list(rows.shape)}; the tables of {own.dtype} "
+                f"{[self.num_rows, *own.shape[1:]]}"
             )
         for part in self.held():
             part.collection.weight.detach()[part.here].copy_(tensors["weight"][part.whole])

@@ -168,15 +168,16 @@ class ShardedLookup:
     def _pooled(self, batch: _Batch) -> Tensor:
         """Return the vectors of the sharded tables, float32 [S, B, D]."""
         asked, vectors = batch.asked, batch.answer.wait().vectors
+        tables = len(self.bags.placement.sharded)
         if asked.whole:
             found = vectors[asked.slot]
         else:
-            count = len(self.bags.placement.sharded) * batch.size
+            count = tables * batch.size
             found = torch.zeros(count, self.bags.embedding_dim)
             found.index_add_(0, asked.bag, vectors[asked.slot])
         if batch.lengths is not None:
             found /= batch.lengths
-        return found.view(-1, batch.size, self.bags.embedding_dim)
+        return found.view(tables, batch.size, self.bags.embedding_dim)
 
     def _look_up(self, served: Served) -> Tensor:
         """Return the vectors that others ask for, those for rank 0 first."""

@@ -5,23 +5,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from backends_here import CCL
 from safetensors.torch import load_file
 from worlds import run_ranks
 
+from dqrm.config import RunConfig
 from dqrm.data.dataset import PreparedDataset
+from dqrm.training.build import sizes_of
 from dqrm.training.checkpoint import list_checkpoints, read_checkpoint
 from dqrm.training.evaluate import evaluate
 from dqrm.training.saved import load_saved
+from dqrm.training.sharding import describe, plan
 
 PLAIN = {"rows": "fp32", "dense": "fp32", "vectors": "fp32", "vector_gradients": "fp32"}
 
 
-def settings(data, output, name, **sections):
+def settings(path, output, name, **sections):
     config = {
         "output": str(output),
         "name": name,
         # 67 leaves a last batch of 45 rows that ranks share unevenly.
-        "data": {"path": str(data), "batch_size": 67, "window_rows": 1000},
+        "data": {"path": str(path), "batch_size": 67, "window_rows": 1000},
         "model": {"embedding_dim": 8, "bottom_mlp": [16], "top_mlp": [16], "dropout": 0.2},
         "quant": {},
         "optim": {"name": "adagrad", "lr": 0.05},
@@ -37,7 +41,6 @@ def settings(data, output, name, **sections):
 
 
 def train_rank(rank, world_size, *, runs):
-    from dqrm.config import RunConfig
     from dqrm.training.run import train
 
     results = []
@@ -109,7 +112,9 @@ CASES = {
     "all": {"exchange": {"shard_over_rows": 0}},
     "fp32": {"quant": {"bits": 32}},
     "by_row": {"quant": {"granularity": "row"}},
-    "periodic": {"quant": {"scale_period": 7}},
+    "periodic": {"quant": {"scale_period": 7, "ste": "clip"}},
+    # Some ranks have no sample, some owners no bag.
+    "tiny": {"data": {"batch_size": 2}, "train": {"max_steps": 12}},
 }
 
 
@@ -124,7 +129,7 @@ def alone(clicks_data, folder):
     ("size", "cases"),
     [
         (2, ["sgd", "mean", "all", "fp32", "by_row"]),
-        (3, ["adagrad", "adam", "mean", "all", "periodic"]),
+        (3, ["adagrad", "adam", "mean", "all", "periodic", "tiny"]),
     ],
 )
 def test_without_codecs_the_run_is_that_of_one_process(clicks_data, folder, alone, size, cases):
@@ -140,6 +145,14 @@ def test_without_codecs_the_run_is_that_of_one_process(clicks_data, folder, alon
         assert auc == pytest.approx(expected_auc, abs=1e-4), case
         summaries = [json.loads((path / "summary.json").read_text()) for path in (run, expected)]
         assert summaries[0]["packed_bytes"] == summaries[1]["packed_bytes"]
+
+
+@pytest.mark.parametrize("backend", [CCL])
+def test_over_oneccl_it_is_the_same_run(backend, clicks_data, folder, alone):
+    config = settings(clicks_data, folder, "ccl", exchange=PLAIN)
+    [(run, auc)] = train_world(2, config, backend=backend)
+    assert_close(run, alone["adagrad"][0])
+    assert auc == pytest.approx(alone["adagrad"][1], abs=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +229,20 @@ def test_rows_in_few_bits_are_sharded_too(clicks_data, folder, alone):
         assert read_checkpoint(newest(again)).state.step == 31
 
 
+def test_the_plan_says_where_tables_lie_and_what_memory_ranks_need(clicks_data, folder):
+    config = RunConfig.model_validate(settings(clicks_data, folder, "plan"))
+    dataset = PreparedDataset.open(clicks_data)
+    sizes = sizes_of(config, dataset)
+    lines = describe(plan(config, dataset, 2), dataset, sizes)
+    assert lines[0] == f"tables on every rank: 1 with {dataset.tables[2].num_rows} rows"
+    half = dataset.tables[1].num_rows // 2
+    assert f"rows of user, item[{half}:{2 * half}]; " in lines[1]
+    assert f"rank 1: {half} rows of item[0:{half}]; " in lines[2]
+    # Rows of 8 values in FP32 and a sum of Adagrad.
+    assert sizes.training_row_bytes == 36
+
+
 def rows_of_rank(rank, world_size, *, data, config):
-    from dqrm.config import RunConfig
     from dqrm.models.placement import place_tables
     from dqrm.training.build import build_model
     from dqrm.training.sharded_optimizer import ShardedOptimizer
