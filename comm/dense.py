@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dqrm.comm.codecs import Cast, Codec
 from dqrm.comm.error_feedback import ErrorFeedback
-from dqrm.comm.layout import Layout, Piece, shares
+from dqrm.comm.layout import Layout, Piece, runs, shares
 from dqrm.comm.message import HEADER_BYTES, REFUSAL, Header, MessageError, name_checksum
 from dqrm.comm.wire import Received, Wire
 from dqrm.kernels.rounding import step_key
@@ -169,23 +169,20 @@ class DenseReducer:
         count = 0
         reason = None
         with wire.meter.timed(name, phase, "encode"):
-            for piece in pieces:
-                own = residual
-                if own is not None:
-                    begin = piece.at - residual_begin
-                    own = own[begin : begin + piece.count]
+            for run in runs(pieces, codec.align):
+                first, values_of_run = run[0], _of(run, values)
                 size = codec.encode(
-                    values[piece.at : piece.at + piece.count],
+                    values_of_run,
                     message[at:room],
-                    own,
-                    key=self._key(piece.name, phase, step),
-                    first=piece.begin,
+                    None if residual is None else _of(run, residual, residual_begin),
+                    key=self._key(first.name, phase, step),
+                    first=first.begin,
                 )
                 if size is None:
-                    reason = f"the gradient of {piece.name!r} has NaN or infinity"
+                    reason = f"the gradient of {_not_finite(run, values)!r} has NaN or infinity"
                     break
                 at += size
-                count += piece.count
+                count += values_of_run.numel()
         header = wire.header(codec.number, step, name_checksum(name), count, at - HEADER_BYTES)
         if reason is not None:
             header = wire.refusal(message, header, reason)
@@ -206,12 +203,11 @@ class DenseReducer:
         sent, expected = received.headers[rank].count, sum(piece.count for piece in pieces)
         if sent != expected:
             raise MessageError(f"rank {rank} sent {sent} values where {expected} were expected")
-        for piece in pieces:
-            out = values[piece.at : piece.at + piece.count]
+        for run in runs(tuple(pieces), self.codec.align):
             try:
-                at += self.codec.decode(payload[at:], out, add=add, alpha=alpha)
+                at += self.codec.decode(payload[at:], _of(run, values), add=add, alpha=alpha)
             except ValueError as error:
-                raise MessageError(f"rank {rank}, {piece.name!r}: {error}") from error
+                raise MessageError(f"rank {rank}, {run[0].name!r}: {error}") from error
         if at != len(payload):
             raise MessageError(f"rank {rank} sent {len(payload) - at} bytes too many")
 
@@ -225,3 +221,16 @@ class DenseReducer:
             buffer = torch.zeros(max(size, _LEAST_BUFFER), dtype=torch.uint8)
             self._buffers[use] = buffer
         return buffer
+
+
+def _of(run: Sequence[Piece], values: Tensor, begin: int = 0) -> Tensor:
+    """Return the values of neighbouring pieces, of a buffer that begins at ``begin``."""
+    return values[run[0].at - begin : run[-1].at + run[-1].count - begin]
+
+
+def _not_finite(run: Sequence[Piece], values: Tensor) -> str:
+    """Return the name of the first piece with NaN or infinity; else of what overflowed."""
+    for piece in run:
+        if not bool(_of([piece], values).isfinite().all()):
+            return piece.name
+    return run[0].name

@@ -61,6 +61,28 @@ def shares(layout: Layout, world_size: int, align: int) -> tuple[tuple[Piece, ..
     return tuple(tuple(_between(layout, begin, end)) for begin, end in pairwise(cuts))
 
 
+@lru_cache(maxsize=256)
+def runs(pieces: tuple[Piece, ...], align: int) -> tuple[tuple[Piece, ...], ...]:
+    """Join neighbours that a codec treats alike together and one by one.
+
+    That is where all but the last have a multiple of ``align`` values, so that no block would reach
+    from one into the next. A codec that knows no blocks, ``align`` 1, sees every piece as a whole.
+    """
+    joined: list[list[Piece]] = []
+    for piece in pieces:
+        before = joined[-1][-1] if joined else None
+        if (
+            before is not None
+            and align > 1
+            and before.count % align == 0
+            and before.at + before.count == piece.at
+        ):
+            joined[-1].append(piece)
+        else:
+            joined.append([piece])
+    return tuple(tuple(run) for run in joined)
+
+
 def _between(layout: Layout, begin: int, end: int) -> list[Piece]:
     parts = []
     for piece in layout.pieces:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from dqrm.comm.codecs import Blocks
 from dqrm.comm.error_feedback import ErrorFeedback, reshard
-from dqrm.comm.layout import Layout, shares
+from dqrm.comm.layout import Layout, runs, shares
 from dqrm.comm.row_residuals import RowResiduals, reshard_rows
 from dqrm.kernels.tables import RowGradient
 
@@ -182,3 +183,29 @@ def test_states_of_another_capacity_are_placed_anew() -> None:
 def test_impossible_tables_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot be"):
         RowResiduals(10, 0, 5)
+
+
+def test_neighbours_are_joined_where_no_block_reaches_from_one_into_the_next() -> None:
+    names, counts = ("a", "b", "c", "d", "e"), (512, 256, 64, 256, 7)
+    pieces = Layout(names, counts).pieces
+    assert [[p.name for p in run] for run in runs(pieces, 256)] == [["a", "b", "c"], ["d", "e"]]
+    assert [[p.name for p in run] for run in runs(pieces, 64)] == [["a", "b", "c", "d", "e"]]
+    assert [len(run) for run in runs(pieces, 1)] == [1] * 5
+    assert [[p.name for p in run] for run in runs((pieces[0], pieces[3]), 256)] == [["a"], ["d"]]
+    assert runs((), 256) == ()
+
+
+def test_joined_pieces_arrive_as_they_would_alone() -> None:
+    codec, count = Blocks(), 512
+    values, residual = torch.randn(count + 300), torch.randn(count + 300)
+    alone = residual.clone()
+    whole = torch.zeros(codec.wire_bytes(count + 300), dtype=torch.uint8)
+    assert codec.encode(values, whole, residual) == len(whole)
+    got, expected = torch.empty(count + 300), torch.empty(count + 300)
+    codec.decode(whole, got)
+    for part in (slice(0, count), slice(count, count + 300)):
+        payload = torch.zeros(codec.wire_bytes(expected[part].numel()), dtype=torch.uint8)
+        assert codec.encode(values[part], payload, alone[part]) == len(payload)
+        codec.decode(payload, expected[part])
+    assert torch.equal(got, expected)
+    assert torch.equal(residual, alone)
