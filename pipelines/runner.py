@@ -261,7 +261,7 @@ class _Step:
         self, output: Path, metrics: dict[str, float], seconds: float, run_id: str | None
     ) -> None:
         files = folder_files(output)
-        for path in files:
+        for path in (*output.rglob("*"), output):
             sync(path)
         names = {str(path.relative_to(output)): path for path in files}
         digests = {name: file_digest(path) for name, path in names.items()}

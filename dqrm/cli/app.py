@@ -11,6 +11,10 @@ _COMMANDS = {
     "data": ("dqrm.cli.data:data", "Prepare, describe, apply and generate data sets."),
     "train": ("dqrm.cli.train:train", "Train a model and record the run."),
     "eval": ("dqrm.cli.eval:evaluate", "Measure a trained model on a prepared data set."),
+    "profile": (
+        "dqrm.cli.profile:profile",
+        "Show a model's parameters, bytes, MACs and time, module by module.",
+    ),
     "pipeline": (
         "dqrm.cli.pipeline:pipeline",
         "Run files of stages: train, fine-tune, report.",

@@ -68,7 +68,7 @@ def evaluate_saved(
         batch_size: rows per batch.
         tracking: where to record the evaluation; the default store when not given.
     """
-    dataset = PreparedDataset.open(data or _training_data(path))
+    dataset = PreparedDataset.open(data or training_data(path))
     saved = load_saved(path, dataset)
     name = f"eval-{path.name}-{datetime.now():%Y%m%d-%H%M%S-%f}"
     # The folder keeps what the store did not take; `dqrm tracking sync` finds it there.
@@ -85,7 +85,12 @@ def evaluate_saved(
     return measured
 
 
-def _training_data(path: Path) -> str:
+def training_data(path: Path) -> str:
+    """Return ``data.path`` of the run that ``path`` belongs to.
+
+    Raises:
+        ValueError: no folder above it says.
+    """
     for folder in (path, *path.parents):
         if (folder / "config.yaml").is_file():
             return load(RunConfig, folder / "config.yaml").data.path

@@ -52,6 +52,26 @@ def load_classifier(folder: Path, labels: Labels, seed: int) -> Any:
         raise ValueError(f"{folder}: no sequence classifier can be read: {error}") from error
 
 
+def load_any(folder: Path) -> Any:
+    """Read the model of a folder as what it was saved as; without a head where it has none.
+
+    Raises:
+        ValueError: the folder holds no model that transformers knows.
+    """
+    transformers = import_transformers()
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        saved_as = (config.architectures or [""])[0]
+        auto = (
+            transformers.AutoModelForSequenceClassification
+            if saved_as.endswith("ForSequenceClassification")
+            else transformers.AutoModel
+        )
+        return auto.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: no transformer can be read: {error}") from error
+
+
 def save_classifier(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model and its tokenizer in Hugging Face's format, weights as safetensors."""
     model.save_pretrained(str(folder))

@@ -1,0 +1,1 @@
+"""Where a model's parameters, multiplications and time are, module by module."""
