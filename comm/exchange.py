@@ -275,7 +275,7 @@ class Exchange:
         return known
 
     def submit(self, function: Callable[[Wire], T]) -> Pending[T]:
-        """Run further collectives on the communication thread, in the order of all that is asked.
+        """Run further collectives, in the order of all that is asked.
 
         Args:
             function: gets the wire among all ranks; every rank submits the same collectives.

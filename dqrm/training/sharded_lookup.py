@@ -6,7 +6,8 @@
     sum the gradients of each bag     --gradients--> one fused update for the bags of all ranks
 
 What a bag is here, see dqrm.training.bag_requests. Means are made by the asker, who alone sees
-whole bags. All of it runs on the exchange's thread, but for the update.
+whole bags. The exchange does all of it but the update, in the order of
+all that it is asked.
 
 Symbols: B samples of this rank, T tables, S sharded tables, D embedding_dim.
 """

@@ -9,7 +9,8 @@
               bottom MLP --------------------------------------> its gradients      (dense codec)
     update: all ranks alike, but for the rows that a rank has alone
 
-Each arrow is sent by the exchange's thread while the next line is computed.
+Each arrow is sent by the exchange's thread while the next line is computed, or, where this rank has
+a single core, when its result is waited for.
 """
 
 from dqrm.comm.exchange import Exchange

@@ -109,7 +109,8 @@ CASES = {
         "optim": {"name": "sgd", "lr": 1.0},
         "exchange": {"shard_over_rows": 0},
     },
-    "all": {"exchange": {"shard_over_rows": 0}},
+    # With a second thread the exchange runs beside the computation.
+    "all": {"exchange": {"shard_over_rows": 0}, "train": {"threads": 2}},
     "fp32": {"quant": {"bits": 32}},
     "by_row": {"quant": {"granularity": "row"}},
     "periodic": {"quant": {"scale_period": 7, "ste": "clip"}},
