@@ -20,6 +20,8 @@ from dqrm.settings import Settings
 from dqrm.tracking.config import TrackingConfig
 from dqrm.yaml_text import Document, parse_document
 
+_SHIPPED = Path(__file__).parent / "recipes"
+
 
 class PipelineConfig(Settings):
     """Everything that decides what a pipeline does."""
@@ -51,6 +53,34 @@ class PipelineConfig(Settings):
     def folder(self) -> Path:
         """The pipeline's folder."""
         return self.output / (self.name or "pipeline")
+
+
+def shipped_recipes() -> dict[str, str]:
+    """Names of the shipped pipelines, each with what its file says it is for.
+
+    A file opens with the command that runs it and an empty comment; the line after says it.
+    """
+    return {
+        path.stem: path.read_text(encoding="utf-8").splitlines()[2].removeprefix("# ")
+        for path in sorted(_SHIPPED.glob("*.yaml"))
+    }
+
+
+def find_pipeline(source: str) -> Path:
+    """The file that ``source`` names: its path, or the name of a shipped one.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    path = Path(source)
+    shipped = _SHIPPED / f"{source}.yaml"
+    if path.suffix or path.is_file():
+        return path
+    if source in shipped_recipes():
+        return shipped
+    raise FileNotFoundError(
+        f"{source}: no such file or shipped pipeline; shipped are: {', '.join(shipped_recipes())}"
+    )
 
 
 def load_pipeline(file: Path, overrides: Iterable[str] = ()) -> PipelineConfig:

@@ -1,6 +1,5 @@
 """``dqrm pipeline``: run a file of stages, or look at what a run would do."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
 
 PIPELINE_MODEL = "dqrm.pipelines.config:PipelineConfig"
 
-_FILE = click.Path(path_type=Path, dir_okay=False)
-
 
 @click.group(
     "pipeline",
@@ -24,6 +21,7 @@ _FILE = click.Path(path_type=Path, dir_okay=False)
     lazy={
         "run": ("dqrm.cli.pipeline:run", "Run the stages of a file that are not complete."),
         "validate": ("dqrm.cli.pipeline:validate", "Look for faults without running anything."),
+        "ls": ("dqrm.cli.pipeline:ls", "List the shipped pipelines."),
     },
     help="Run files of stages: train, fine-tune, report.",
 )
@@ -35,19 +33,20 @@ def pipeline() -> None:
     "run",
     cls=DqrmCommand,
     examples=[
+        ("dqrm pipeline run census", "a shipped one: 32, 8 and 4 bits side by side"),
         ("dqrm pipeline run sst2.yaml", "every stage, or what a killed run left to do"),
         ("dqrm pipeline run sst2.yaml stages.finetune.lr=3e-5", "again from the changed stage on"),
         ("dqrm pipeline run sst2.yaml --from report", "a stage again though it is complete"),
         ("dqrm pipeline run sst2.yaml --dry-run", "what would run, on what, and how large"),
     ],
 )
-@click.argument("file", type=_FILE)
+@click.argument("source", metavar="FILE|NAME")
 @click.argument("overrides", nargs=-1, type=OverrideType(PIPELINE_MODEL), metavar="[KEY=VALUE]...")
 @click.option("--from", "start", metavar="STAGE", help="Run this stage and those after it again.")
 @click.option("--dry-run", is_flag=True, help="Print what would run, and stop.")
 @click.option("--no-track", is_flag=True, help="Do not record the pipeline in MLflow.")
 def run(
-    file: Path, overrides: tuple[str, ...], start: str | None, dry_run: bool, no_track: bool
+    source: str, overrides: tuple[str, ...], start: str | None, dry_run: bool, no_track: bool
 ) -> int:
     """Run the stages of a file that are not complete.
 
@@ -55,7 +54,7 @@ def run(
     save what the running stage can save; the same command goes on.
     """
     more = ["tracking.enabled=false"] if no_track else []
-    config = _checked(file, (*overrides, *more))
+    config = _checked(source, (*overrides, *more))
     if dry_run:
         click.echo(_plan(config, start))
         return 0
@@ -68,7 +67,7 @@ def run(
     click.echo(_summary(result))
     if result.interrupted is None:
         return 0
-    click.echo(f"interrupted; go on with: dqrm pipeline run {file}", err=True)
+    click.echo(f"interrupted; go on with: dqrm pipeline run {source}", err=True)
     return 128 + result.interrupted
 
 
@@ -77,20 +76,31 @@ def run(
     cls=DqrmCommand,
     examples=[("dqrm pipeline validate sst2.yaml", "keys, values, data and models")],
 )
-@click.argument("file", type=_FILE)
+@click.argument("source", metavar="FILE|NAME")
 @click.argument("overrides", nargs=-1, type=OverrideType(PIPELINE_MODEL), metavar="[KEY=VALUE]...")
-def validate(file: Path, overrides: tuple[str, ...]) -> None:
+def validate(source: str, overrides: tuple[str, ...]) -> None:
     """Look for faults without running anything."""
-    config = _checked(file, overrides)
+    config = _checked(source, overrides)
     names = ", ".join(stage.key for stage in config.stages)
-    click.echo(f"{file}: {len(config.stages)} stages ({names}) into {config.folder}")
+    click.echo(f"{source}: {len(config.stages)} stages ({names}) into {config.folder}")
 
 
-def _checked(file: Path, overrides: tuple[str, ...]) -> "PipelineConfig":
+@click.command(
+    "ls", cls=DqrmCommand, examples=[("dqrm pipeline ls", "names and what they are for")]
+)
+def ls() -> None:
+    """List the shipped pipelines."""
+    from dqrm.pipelines.config import shipped_recipes
+
+    click.echo(pairs(list(shipped_recipes().items())))
+
+
+def _checked(source: str, overrides: tuple[str, ...]) -> "PipelineConfig":
     """Read the file and look for faults, with the threads set before torch is imported."""
-    from dqrm.pipelines.config import load_pipeline
+    from dqrm.pipelines.config import find_pipeline, load_pipeline
     from dqrm.runtime import prepare_threads
 
+    file = find_pipeline(source)
     config = load_pipeline(file, overrides)
     prepare_threads(config.threads)
 
