@@ -48,13 +48,20 @@ class World:
         return self.rank == 0
 
     def start_sum(self, values: Sequence[float]) -> Callable[[], list[float]]:
-        """Begin to sum numbers over all ranks, and return what waits for the sums."""
+        """Begin to sum numbers over all ranks, and return what waits for the sums.
+
+        A rank with one core begins when it waits: a thread that looked after the sum meanwhile
+        would take that core.
+        """
         total = torch.tensor(values, dtype=torch.float64)
-        work = _all_reduce(total) if self.size > 1 else None
+        overlap = self.size > 1 and torch.get_num_threads() > 1
+        work = _start_all_reduce(total) if overlap else None
 
         def wait() -> list[float]:
             if work is not None:
                 work.wait()
+            else:
+                self.sum_(total)
             result: list[float] = total.tolist()
             return result
 
@@ -63,7 +70,9 @@ class World:
     def sum_(self, tensor: Tensor) -> Tensor:
         """Sum a tensor over all ranks, in place, and return it."""
         if self.size > 1:
-            _all_reduce(tensor).wait()
+            from torch import distributed
+
+            distributed.all_reduce(tensor)
         return tensor
 
     def wait_for_all(self) -> None:
@@ -112,7 +121,7 @@ def gather_tensors(tensors: dict[str, Tensor], world: World) -> list[dict[str, T
     return [load(payload) for payload in world.gather(save(contiguous))]
 
 
-def _all_reduce(tensor: Tensor) -> "Work":
+def _start_all_reduce(tensor: Tensor) -> "Work":
     from torch import distributed
 
     work: Work = distributed.all_reduce(tensor, async_op=True)
