@@ -122,6 +122,8 @@ class OurRows(RowContestant):
             {},
             {TABLES: TableRows(collection.num_rows, collection.embedding_dim)},
             group=group,
+            # As the training step of a rank with one core.
+            overlap=False,
         )
         self.optimizer = RowOptimizer(collection, OptimConfig(name="sgd", lr=LEARNING_RATE))
         self._steps = 0
