@@ -92,8 +92,11 @@ void forward(const Int8Layer& layer, const uint32_t* units, int64_t units_row, c
               I32 sums[2];
               __builtin_memcpy(sums, tile, sizeof sums);
               const F32 row_scale = all(scales[begin + i]);
-              const F32 low = __builtin_convertvector(sums[0] - offset[0], F32);
-              const F32 high = __builtin_convertvector(sums[1] - offset[1], F32);
+              // Modulo 2^32, as the sums are: only the difference is sure to fit.
+              const I32 first = I32(U32(sums[0]) - U32(offset[0]));
+              const I32 second = I32(U32(sums[1]) - U32(offset[1]));
+              const F32 low = __builtin_convertvector(first, F32);
+              const F32 high = __builtin_convertvector(second, F32);
               const Columns value{max(floor, (row_scale * scale.low) * low + shift.low),
                                   max(floor, (row_scale * scale.high) * high + shift.high)};
               store_columns(y + (begin + i) * y_row + at, value, columns);
