@@ -5,6 +5,7 @@ Symbols: W ranks, B samples a rank, T tables, D columns, N = B T looked-up ids, 
 
 import statistics
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -63,7 +64,7 @@ class RowWork:
         return rows
 
 
-class RowContestant:
+class RowContestant(ABC):
     """One way to do it."""
 
     def __init__(self, work: RowWork, group: ProcessGroup) -> None:
@@ -71,13 +72,13 @@ class RowContestant:
         self.world_size = distributed.get_world_size(group)
         self._seconds: dict[str, list[float]] | None = None
 
+    @abstractmethod
     def call(self, number: int) -> None:
         """Exchange the gradient of one batch and apply the mean."""
-        raise NotImplementedError
 
+    @abstractmethod
     def formula_bytes(self, number: int) -> float:
         """Return the bytes this rank sends for one batch, by calculation."""
-        raise NotImplementedError
 
     def counted_bytes(self) -> float | None:
         """Return all bytes this rank sent so far, by the meter; None without one."""

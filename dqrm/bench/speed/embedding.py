@@ -1,7 +1,7 @@
 """Embedding tables in training: forward alone, or forward, backward and update."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -103,12 +103,11 @@ class TorchTables:
         return forward if optimizer is None else train
 
 
-class StepOnly:
+class StepOnly(Protocol):
     """The part of torch.optim.Optimizer that is used."""
 
     def step(self) -> None:
         """Apply the gradients."""
-        raise NotImplementedError
 
 
 def torch_bags(shape: Shape) -> list[nn.EmbeddingBag]:
