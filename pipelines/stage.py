@@ -13,13 +13,16 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from dqrm.settings import Settings
 from dqrm.tracking.base import Tracker
 from dqrm.tracking.config import TrackingConfig
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MODEL_FOLDER = "model"
 """Folder, within a stage's output, of the model it made."""
@@ -113,9 +116,20 @@ class Stage(Settings):
         """What would keep it from running, as far as can be told without running it."""
         return []
 
-    def plan(self) -> list[tuple[str, str]]:
-        """Names and values, for people, of what it would work on."""
+    def plan(self, earlier: Mapping[str, "Stage"]) -> list[tuple[str, str]]:
+        """Names and values, for people, of what it would work on.
+
+        Args:
+            earlier: the stages before it, by name.
+        """
         return []
+
+    def skeleton(self, earlier: Mapping[str, "Stage"]) -> "nn.Module | None":
+        """The transformer it would make, without values (on the meta device), to state sizes by.
+
+        None where it makes none, or where its shape is only known when it has run.
+        """
+        return None
 
     @abstractmethod
     def run(self, context: StageContext) -> dict[str, float]:

@@ -11,6 +11,7 @@ from dqrm.cli.text import pairs, seconds_text, table
 if TYPE_CHECKING:
     from dqrm.pipelines.config import PipelineConfig
     from dqrm.pipelines.runner import PipelineResult
+    from dqrm.pipelines.stage import Stage
 
 PIPELINE_MODEL = "dqrm.pipelines.config:PipelineConfig"
 
@@ -124,8 +125,10 @@ def _plan(config: "PipelineConfig", start: str | None) -> str:
             left=5,
         )
     ]
+    earlier: dict[str, Stage] = {}
     for step in planned:
-        rows = step.stage.plan()
+        rows = step.stage.plan(dict(earlier))
+        earlier[step.key] = step.stage
         if rows:
             parts.append(f"{step.key}\n{pairs([(f'  {name}', value) for name, value in rows])}")
     return "\n\n".join([*parts, f"folder  {config.folder}"])

@@ -153,7 +153,7 @@ class FinetuneStage(Stage):
                 found.append(Problem(f"data.{name}", str(error)))
         return found
 
-    def plan(self) -> list[tuple[str, str]]:
+    def plan(self, earlier: Mapping[str, Stage]) -> list[tuple[str, str]]:
         """Rows, steps and the size of the model."""
         from dqrm.pipelines.text.classifier import count_parameters
         from dqrm.pipelines.text.finetune import count_steps

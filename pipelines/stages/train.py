@@ -77,7 +77,7 @@ class TrainStage(Stage):
             return [Problem("settings.data.path", str(error))]
         return []
 
-    def plan(self) -> list[tuple[str, str]]:
+    def plan(self, earlier: Mapping[str, Stage]) -> list[tuple[str, str]]:
         """Rows, steps and sizes."""
         from dqrm.data.dataset import PreparedDataset
         from dqrm.training.build import sizes_of
