@@ -154,7 +154,7 @@ def _contestants(
     with _forced(level):
         trained, packed = copy.deepcopy(collection).eval(), packed_twin(collection)
         assert trained.kernel is not None
-        assert packed.packed_tables() is not None
+        assert packed.prepared() is not None
     return trained, packed
 
 

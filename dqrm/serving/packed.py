@@ -1,16 +1,17 @@
 """Embedding tables held as packed codes, with the arithmetic of the training forward."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dqrm.kernels.packed import PackedTables
 from dqrm.models.embedding import Table
+from dqrm.serving.prepared import PreparedModule
 
 
-class PackedEmbeddingBags(nn.Module):
+class PackedEmbeddingBags(PreparedModule[PackedTables]):
     """Embedding bags whose rows are unpacked when they are looked up.
 
     A row is ``scale * code`` exactly as in EmbeddingBagCollection and rows are pooled in the
@@ -39,7 +40,6 @@ class PackedEmbeddingBags(nn.Module):
         for number, (packed, scale) in enumerate(zip(codes, scales, strict=True)):
             self.register_buffer(f"codes{number}", packed)
             self.register_buffer(f"scale{number}", scale)
-        self._held: PackedTables | None = None
 
     def forward(self, indices: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Return [B, T, D]; arguments and errors as in EmbeddingBagCollection."""
@@ -49,18 +49,15 @@ class PackedEmbeddingBags(nn.Module):
                 codes, scales, bits, names, self.embedding_dim, self.pooling, indices, offsets
             )
             return pooled
-        return (self._held or self.packed_tables()).look_up(indices, offsets)
+        return self.prepared().look_up(indices, offsets)
 
     def forward_reference(self, indices: Tensor, offsets: Tensor | None = None) -> Tensor:
         """Return what forward does, by torch operators."""
-        return self.packed_tables().look_up_reference(indices, offsets)
+        return self.prepared().look_up_reference(indices, offsets)
 
-    def packed_tables(self) -> PackedTables:
-        """Return the tables as one object for calls with preallocated outputs."""
-        if self._held is None:
-            codes, scales, bits, names = self._arrays()
-            self._held = PackedTables(codes, scales, bits, names, self.embedding_dim, self.pooling)
-        return self._held
+    def _prepare(self) -> PackedTables:
+        codes, scales, bits, names = self._arrays()
+        return PackedTables(codes, scales, bits, names, self.embedding_dim, self.pooling)
 
     def _arrays(self) -> tuple[list[Tensor], list[Tensor | None], list[int], list[str]]:
         numbers = range(len(self.tables))
@@ -70,17 +67,3 @@ class PackedEmbeddingBags(nn.Module):
             [table.bits for table in self.tables],
             [table.name for table in self.tables],
         )
-
-    # The held object reads the buffers of the moment it was made.
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._held = None
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
-        self._held = None
-        super()._load_from_state_dict(*args, **options)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_held": None}

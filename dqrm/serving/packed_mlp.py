@@ -1,13 +1,13 @@
 """MLP layers as integer codes, with the arithmetic of training on quantized inputs."""
 
 from collections.abc import Callable
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from dqrm.kernels.int8 import CodeLayer, CodeStack
 from dqrm.kernels.int8_reference import int8_linear_reference, quantize_rows
+from dqrm.serving.prepared import PreparedModule
 
 
 class PackedLinear(nn.Module):
@@ -35,25 +35,19 @@ class PackedLinear(nn.Module):
         return int8_linear_reference(codes_x, scale_x, self.codes.float(), self.scale, self.bias)
 
 
-class PackedMlp(nn.Sequential):
+class PackedMlp(PreparedModule[list[Callable[[Tensor], Tensor]]], nn.Sequential):
     """Layers in a row, of which neighbouring PackedLinear and ReLU run as one integer stack."""
-
-    def __init__(self, *modules: nn.Module) -> None:
-        super().__init__(*modules)
-        self._held: list[Callable[[Tensor], Tensor]] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the output of the last layer, with the same bits as one layer at a time."""
         if torch.compiler.is_compiling():
             value: Tensor = super().forward(input)  # type: ignore[no-untyped-call]
             return value
-        if self._held is None:
-            self._held = self._runs()
-        for run in self._held:
+        for run in self.prepared():
             input = run(input)
         return input
 
-    def _runs(self) -> list[Callable[[Tensor], Tensor]]:
+    def _prepare(self) -> list[Callable[[Tensor], Tensor]]:
         runs: list[Callable[[Tensor], Tensor]] = []
         layers: list[CodeLayer] = []
         for module in [*self, None]:
@@ -68,17 +62,3 @@ class PackedMlp(nn.Sequential):
                 if module is not None:
                     runs.append(module)
         return runs
-
-    # The held stacks are copies of the buffers of the moment they were made.
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._held = None
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
-        self._held = None
-        super()._load_from_state_dict(*args, **options)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_held": None}

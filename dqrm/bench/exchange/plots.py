@@ -1,28 +1,19 @@
 """Pictures of the exchange."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from dqrm.bench.exchange.plan import Case
+from dqrm.bench.panels import plot_panels
 
 _COLOURS = {"ours": "C0", "peer": "C7", "alone": "C2"}
-_COLUMNS = 2
 
 
 def plot_exchange(cases: Sequence[Case], path: Path) -> None:
     """Draw a panel of bars for each case: wall time of a call, with the quartiles of the turns."""
-    rows = math.ceil(len(cases) / _COLUMNS)
-    figure = Figure(figsize=(7 * _COLUMNS, 3.4 * rows), layout="constrained")
-    panels = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
-    for axis, case in zip(panels, cases, strict=False):
-        _draw(axis, case)
-    for axis in panels[len(cases) :]:
-        axis.set_axis_off()
-    figure.savefig(path, dpi=110)
+    plot_panels(cases, _draw, path, inches=3.4)
 
 
 def _draw(axis: Axes, case: Case) -> None:

@@ -1,29 +1,20 @@
 """Pictures of speed."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from dqrm.bench.panels import plot_panels
 from dqrm.bench.speed.report import rate_text, shown
 from dqrm.bench.speed.study import Case
 
 _COLOURS = {"ours": "C0", "peer": "C7", "limit": "C3"}
-_COLUMNS = 2
 
 
 def plot_cases(cases: Sequence[Case], path: Path) -> None:
     """Draw a panel of bars for each case: work per CPU-second, with the quartiles of the turns."""
-    rows = math.ceil(len(cases) / _COLUMNS)
-    figure = Figure(figsize=(7 * _COLUMNS, 2.8 * rows), layout="constrained")
-    panels = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
-    for axis, case in zip(panels, cases, strict=False):
-        _draw(axis, case)
-    for axis in panels[len(cases) :]:
-        axis.set_axis_off()
-    figure.savefig(path, dpi=110)
+    plot_panels(cases, _draw, path, inches=2.8)
 
 
 def _draw(axis: Axes, case: Case) -> None:
