@@ -18,7 +18,7 @@ def check_pipeline(config: PipelineConfig, file: Path) -> None:
     faults = []
     earlier: dict[str, Stage] = {}
     for position, stage in enumerate(config.stages):
-        for problem in _problems(stage, earlier):
+        for problem in _problems(stage, dict(earlier)):
             place: KeyPath = ("stages", position, *problem.field.split("."))
             line = next(lines[place[:n]] for n in range(len(place), 0, -1) if place[:n] in lines)
             field = f".{problem.field}" if problem.field else ""
@@ -33,7 +33,7 @@ def check_pipeline(config: PipelineConfig, file: Path) -> None:
 
 def _problems(stage: Stage, earlier: dict[str, Stage]) -> list[Problem]:
     try:
-        stage.inputs(dict(earlier))
+        stage.inputs(earlier)
     except ValueError as error:
-        return [Problem("", str(error)), *stage.problems()]
-    return stage.problems()
+        return [Problem("", str(error)), *stage.problems(earlier)]
+    return stage.problems(earlier)

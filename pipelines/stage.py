@@ -112,8 +112,12 @@ class Stage(Settings):
         """
         return {}
 
-    def problems(self) -> list[Problem]:
-        """What would keep it from running, as far as can be told without running it."""
+    def problems(self, earlier: Mapping[str, "Stage"]) -> list[Problem]:
+        """What would keep it from running, as far as can be told without running it.
+
+        Args:
+            earlier: the stages before it, by name.
+        """
         return []
 
     def plan(self, earlier: Mapping[str, "Stage"]) -> list[tuple[str, str]]:

@@ -128,7 +128,7 @@ class FinetuneStage(Stage):
         folder = outside_model(self.model)
         return digests if folder is None else {**digests, "model": folder_digest(folder)}
 
-    def problems(self) -> list[Problem]:
+    def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
         """A missing package, model, file or column."""
         from dqrm.pipelines.text.library import missing_reason
         from dqrm.pipelines.text.tables import find_columns, read_table

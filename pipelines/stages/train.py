@@ -69,7 +69,7 @@ class TrainStage(Stage):
 
         return {"data": PreparedDataset.open(self.resolved().data.path).manifest.digest}
 
-    def problems(self) -> list[Problem]:
+    def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
         """A data set that is not there."""
         try:
             self.sources()
