@@ -37,14 +37,14 @@ def test_zero_is_never_negative():
     assert [math.copysign(1, code) for code in codes.tolist()] == [1, 1]
 
 
-@pytest.mark.parametrize(("bits", "largest"), [(2, 1), (4, 7), (8, 127), (16, 32767)])
+@pytest.mark.parametrize(("bits", "largest"), [(2, 1), (3, 3), (4, 7), (8, 127), (16, 32767)])
 def test_largest_code(bits, largest):
     assert grids.largest_code(bits) == largest
 
 
 def test_unknown_bits_are_refused():
-    with pytest.raises(ValueError, match="bits=3: must be 2, 4, 8 or 16"):
-        grids.largest_code(3)
+    with pytest.raises(ValueError, match="bits=17: must be from 2 to 16"):
+        grids.largest_code(17)
 
 
 @pytest.mark.parametrize(

@@ -16,18 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dqrm.kernels.code_layout import pack as pack
-from dqrm.kernels.code_layout import packed_row_bytes as packed_row_bytes
-from dqrm.kernels.code_layout import unpack as unpack
-
 SMALLEST_MAX_ABS = 1e-8
 """Stands in for the range of all-zero weights (same constant as the paper's code)."""
 
 
 def largest_code(bits: int) -> int:
     """Return n = 2**(bits-1) - 1, the largest code: 7 for 4 bits, 127 for 8."""
-    if bits not in (2, 4, 8, 16):
-        raise ValueError(f"bits={bits}: must be 2, 4, 8 or 16")
+    if not 2 <= bits <= 16:
+        raise ValueError(f"bits={bits}: must be from 2 to 16")
     return (1 << (bits - 1)) - 1
 
 
@@ -76,7 +72,7 @@ def fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     Args:
         weight: float32, any shape.
         scale: float32, broadcasts to weight; receives no gradient.
-        bits: 2, 4, 8 or 16.
+        bits: 2 to 16.
     """
     value: Tensor = _FakeQuantize.apply(weight, scale, largest_code(bits))  # type: ignore[no-untyped-call]
     return value

@@ -1,0 +1,131 @@
+"""What was done to a weight: its grid, its scales and its pattern, kept on its module.
+
+    weight == dequantize(codes(weight, record), record)     exactly
+
+for a module with a record. Whatever compresses a weight for good leaves a record; whatever packs
+weights reads it and need not know who made it.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dqrm.compress.grids import symmetric
+from dqrm.compress.grids.granularity import Granularity
+from dqrm.compress.grids.lowbit import binarize, ternarize
+from dqrm.compress.grids.nm import NM
+
+Grid = Literal["symmetric", "ternary", "binary", "fp32"]
+
+_ATTRIBUTE = "weight_record"
+
+
+@dataclass(frozen=True)
+class WeightRecord:
+    """How ``module.weight`` is to be stored."""
+
+    grid: Grid
+    """fp32: any values, where only a pattern or the activations are compressed."""
+    bits: int
+    """Of a code: 2 to 16 for symmetric, 2 for ternary, 1 for binary, 32 for fp32."""
+    granularity: Granularity
+    scale: Tensor
+    """float32, one a group of the granularity's view; empty for fp32."""
+    mask: NM | None = None
+    """The pattern of weights that are not zero."""
+    activation_bits: Literal[8, 32] = 32
+    """8: the module's input has a symmetric scale a token, max|x| / 127."""
+
+    def __post_init__(self) -> None:
+        allowed = {"symmetric": range(2, 17), "ternary": (2,), "binary": (1,), "fp32": (32,)}
+        if self.bits not in allowed[self.grid]:
+            raise ValueError(f"a {self.grid} grid cannot have {self.bits} bits")
+
+
+def fit(
+    weight: Tensor,
+    grid: Grid,
+    bits: int,
+    granularity: Granularity,
+    kept: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the codes of ``weight`` (as weight) and their scales, both float32.
+
+    Args:
+        weight: float32 [R, ...].
+        grid: not fp32.
+        bits: of a code.
+        granularity: of the scales.
+        kept: bool, as weight: scales are those of these, other codes are 0.
+    """
+    view = granularity.view(weight)
+    valid = granularity.filled(weight.shape)
+    if kept is not None:
+        valid = granularity.view(kept)
+    if grid == "symmetric":
+        largest = symmetric.largest_code(bits)
+        if kept is not None:
+            view = torch.where(granularity.view(kept), view, 0.0)
+        scale = symmetric.scale_of(max_abs(view), largest)
+        codes = symmetric.quantize(view, scale, largest)
+    else:
+        codes, scale = (ternarize if grid == "ternary" else binarize)(view, valid)
+    return granularity.restore(codes, weight.shape), scale
+
+
+def max_abs(view: Tensor) -> Tensor:
+    """Return the largest magnitude of each group, [..., 1]; 0 of an empty one."""
+    if view.shape[-1] == 0:
+        return view.new_zeros(*view.shape[:-1], 1)
+    return view.abs().amax(dim=-1, keepdim=True)
+
+
+def codes(weight: Tensor, record: WeightRecord) -> Tensor:
+    """Return the codes of a weight on the record's grid, float32 as ``weight``."""
+    if record.grid == "fp32":
+        return weight
+    largest = symmetric.largest_code(record.bits) if record.grid == "symmetric" else 1
+    view = symmetric.quantize(record.granularity.view(weight), record.scale, largest)
+    return record.granularity.restore(view, weight.shape)
+
+
+def dequantize(codes: Tensor, record: WeightRecord) -> Tensor:
+    """Return the weight of ``codes``, float32."""
+    if record.grid == "fp32":
+        return codes
+    view = symmetric.dequantize(record.granularity.view(codes), record.scale)
+    return record.granularity.restore(view, codes.shape)
+
+
+def weight_record(module: nn.Module) -> WeightRecord | None:
+    """Return the record of a module's weight, if it has one."""
+    record: WeightRecord | None = getattr(module, _ATTRIBUTE, None)
+    return record
+
+
+def set_weight_record(module: nn.Module, record: WeightRecord) -> None:
+    """Keep ``record`` on a module whose weight is on that grid.
+
+    Raises:
+        ValueError: the weight is not what the record says.
+    """
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    weight = weight.detach()
+    if record.grid != "fp32":
+        wanted = record.granularity.scale_shape(weight.shape)
+        if tuple(record.scale.shape) != wanted:
+            raise ValueError(
+                f"scales of shape {list(record.scale.shape)}: {record.granularity} of a weight "
+                f"{list(weight.shape)} has {list(wanted)}"
+            )
+    if not torch.equal(weight, dequantize(codes(weight, record), record)):
+        off = int((weight != dequantize(codes(weight, record), record)).sum())
+        raise ValueError(
+            f"{off:,} of {weight.numel():,} weights are not on the grid of {record.bits} bits"
+        )
+    if record.mask is not None and not record.mask.holds(weight):
+        raise ValueError(f"a group has more weights than {record.mask} allows")
+    setattr(module, _ATTRIBUTE, replace(record, scale=record.scale.detach()))

@@ -1,0 +1,119 @@
+"""The records of a model on the disk, beside its weights.
+
+    <folder>/compression.safetensors    <module>.scale, float32, of every record with a grid
+
+The header's metadata holds the rest of each record, as JSON.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from dqrm.compress.grids.granularity import Granularity
+from dqrm.compress.grids.nm import NM
+from dqrm.compress.grids.record import WeightRecord, set_weight_record, weight_record
+from dqrm.data.files import new_file
+
+RECORDS_FILE = "compression.safetensors"
+_FORMAT = "dqrm-compression"
+_FORMAT_VERSION = 1
+
+
+def records(model: nn.Module) -> dict[str, WeightRecord]:
+    """Return the records of a model's modules by the modules' names."""
+    found = {name: weight_record(module) for name, module in model.named_modules()}
+    return {name: record for name, record in found.items() if record is not None}
+
+
+def save_records(folder: Path, model: nn.Module) -> None:
+    """Write the records of ``model`` beside its weights in ``folder``, atomically."""
+    found = records(model)
+    tensors = {
+        f"{name}.scale": record.scale.contiguous()
+        for name, record in found.items()
+        if record.grid != "fp32"
+    }
+    described = {name: _described(record) for name, record in found.items()}
+    header = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "records": described}
+    metadata = {key: json.dumps(value) for key, value in header.items()}
+    with new_file(folder / RECORDS_FILE) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+def read_records(folder: Path) -> dict[str, WeightRecord]:
+    """Return the records in a folder by module; none where it has no file of them.
+
+    Raises:
+        ValueError: the file is damaged or of a newer format.
+    """
+    path = folder / RECORDS_FILE
+    if not path.is_file():
+        return {}
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            header: dict[str, Any] = {key: json.loads(value) for key, value in metadata.items()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if header.get("format") != _FORMAT or header.get("format_version") != _FORMAT_VERSION:
+        raise ValueError(
+            f"{path} holds no records this dqrm reads: format {header.get('format')!r} version "
+            f"{header.get('format_version')}, wanted {_FORMAT!r} version {_FORMAT_VERSION}"
+        )
+    return {
+        name: _record(described, tensors.get(f"{name}.scale"))
+        for name, described in header["records"].items()
+    }
+
+
+def load_records(folder: Path, model: nn.Module) -> dict[str, WeightRecord]:
+    """Put the records in ``folder`` on the modules of a model whose weights were loaded.
+
+    Inputs of modules trained on 8-bit activations are quantized from then on. The model computes
+    what it did when the records were saved.
+
+    Raises:
+        ValueError: the file is damaged, names a module the model does not have, or a weight is
+            not on its grid.
+    """
+    from dqrm.compress.transforms.activations import attach_activation_quantizer
+
+    found = read_records(folder)
+    for name, record in found.items():
+        try:
+            module = model.get_submodule(name)
+            set_weight_record(module, record)
+        except (AttributeError, ValueError) as error:
+            raise ValueError(f"{folder / RECORDS_FILE}: {name}: {error}") from error
+        if record.activation_bits == 8:
+            attach_activation_quantizer(module, 8)
+    return found
+
+
+def _described(record: WeightRecord) -> dict[str, Any]:
+    return {
+        "grid": record.grid,
+        "bits": record.bits,
+        "granularity": asdict(record.granularity),
+        "mask": None if record.mask is None else asdict(record.mask),
+        "activation_bits": record.activation_bits,
+    }
+
+
+def _record(described: dict[str, Any], scale: torch.Tensor | None) -> WeightRecord:
+    mask = described["mask"]
+    return WeightRecord(
+        grid=described["grid"],
+        bits=described["bits"],
+        granularity=Granularity(**described["granularity"]),
+        scale=torch.empty(0) if scale is None else scale,
+        mask=None if mask is None else NM(**mask),
+        activation_bits=described["activation_bits"],
+    )

@@ -1,0 +1,1 @@
+"""Compression attached to the modules of a model while it is trained."""

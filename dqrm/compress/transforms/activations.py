@@ -1,0 +1,100 @@
+"""8-bit inputs of layers: one scale a token, taken from the token itself."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dqrm.compress.grids.granularity import Granularity
+from dqrm.compress.grids.record import WeightRecord, set_weight_record, weight_record
+from dqrm.compress.transforms.base import Transform, matching_modules
+from dqrm.compress.transforms.latent import weight_steps
+from dqrm.kernels.int8_reference import quantize_rows
+
+_HOOK = "_activation_quantizer"
+
+
+class QuantizeActivations(Transform):
+    """Fake-quantizes the inputs of linear layers, symmetrically and token by token.
+
+    Args:
+        match: patterns of the layers' names.
+        bits: 8.
+    """
+
+    order = 3
+
+    def __init__(self, match: Sequence[str], bits: int = 8) -> None:
+        self.match = tuple(match)
+        self.bits = bits
+        self._modules: dict[str, nn.Module] = {}
+
+    def attach(self, model: nn.Module, steps: int) -> None:
+        """Quantize from now on."""
+        self._modules = matching_modules(model, self.match, (nn.Linear,))
+        for name, module in self._modules.items():
+            if has_activation_quantizer(module):
+                raise ValueError(f"{name}: two transforms quantize its input")
+            attach_activation_quantizer(module, self.bits)
+
+    def freeze(self) -> None:
+        """Record it; inputs stay quantized."""
+        for name, module in self._modules.items():
+            if weight_steps(module):
+                raise RuntimeError(f"{name}: weights are frozen before activations")
+            plain = WeightRecord("fp32", 32, Granularity("tensor"), torch.empty(0))
+            record = weight_record(module) or plain
+            set_weight_record(module, replace(record, activation_bits=8))
+
+
+def attach_activation_quantizer(module: nn.Module, bits: int) -> None:
+    """Quantize the input of ``module`` from now on; again has no effect.
+
+    Args:
+        module: takes one float tensor [..., K].
+        bits: 8.
+    """
+    if bits != 8:
+        raise ValueError(f"activation bits={bits}: must be 8")
+    if not has_activation_quantizer(module):
+        setattr(module, _HOOK, module.register_forward_pre_hook(_quantize_input))
+
+
+def detach_activation_quantizer(module: nn.Module) -> None:
+    """Leave the input of ``module`` as it is from now on."""
+    hook = getattr(module, _HOOK, None)
+    if hook is not None:
+        hook.remove()
+        delattr(module, _HOOK)
+
+
+def has_activation_quantizer(module: nn.Module) -> bool:
+    """Return whether the input of ``module`` is quantized."""
+    return hasattr(module, _HOOK)
+
+
+def fake_quantize_tokens(x: Tensor) -> Tensor:
+    """Return ``x`` [..., K] on 8-bit grids, one a token, with the gradient passed straight through.
+
+    The codes and scales are those of INT8 serving (dqrm.kernels.int8_reference), in FP32; what is
+    returned has the type of x.
+    """
+    value: Tensor = _Tokens.apply(x)  # type: ignore[no-untyped-call]
+    return value
+
+
+def _quantize_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return fake_quantize_tokens(inputs[0]), *inputs[1:]
+
+
+class _Tokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        codes, scale = quantize_rows(x.reshape(-1, x.shape[-1]).float())
+        return codes.mul_(scale).view(x.shape).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return grad_outputs[0]
