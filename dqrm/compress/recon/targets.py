@@ -1,0 +1,81 @@
+"""What a module is to become, and the way there that needs no data."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import nn
+
+from dqrm.compress.grids.granularity import Granularity
+from dqrm.compress.grids.record import (
+    Grid,
+    WeightRecord,
+    set_weight_record,
+    weight_record,
+)
+from dqrm.compress.transforms.activations import attach_activation_quantizer
+from dqrm.compress.transforms.latent import add_step, settle
+from dqrm.compress.transforms.weights import FakeQuantizeWeight, grid_of
+
+
+@dataclass(frozen=True)
+class Target:
+    """Grids of one linear layer."""
+
+    bits: int
+    """Of a weight; 32 leaves it."""
+    granularity: Granularity = Granularity("row")  # noqa: RUF009
+    grid: Grid | None = None
+    """None: binary of 1 bit, ternary of 2, else symmetric."""
+    activation_bits: Literal[8, 32] = 32
+
+    @property
+    def keeps_weight(self) -> bool:
+        """Whether the weight stays as it is."""
+        return self.bits == 32
+
+
+def begin(model: nn.Module, name: str, target: Target) -> None:
+    """Have a module compute on its grids; its weight is a latent one until :func:`finish`."""
+    if not target.keeps_weight:
+        add_step(model, name, FakeQuantizeWeight(target.granularity, target.bits, target.grid))
+    if target.activation_bits == 8:
+        attach_activation_quantizer(model.get_submodule(name), 8)
+
+
+def finish(model: nn.Module, name: str, target: Target) -> None:
+    """Put the weight on its grid for good and record it: the values that it computed with."""
+    module = model.get_submodule(name)
+    settle(module)
+    record_activations(module, target)
+
+
+def put(module: nn.Module, weight: torch.Tensor, scale: torch.Tensor, target: Target) -> None:
+    """Replace a weight by one that is on its grid already, and record it.
+
+    Args:
+        module: its input is quantized already, where the target says so.
+        weight: float32 [out, in], on the grid of ``scale``.
+        scale: as ``target.granularity`` shapes it.
+        target: of the module.
+    """
+    with torch.no_grad():
+        module.weight.copy_(weight)  # type: ignore[operator]
+    grid = grid_of(target.bits, target.grid)
+    set_weight_record(module, WeightRecord(grid, target.bits, target.granularity, scale))
+    record_activations(module, target)
+
+
+def record_activations(module: nn.Module, target: Target) -> None:
+    """Record the bits of a module's input."""
+    if target.activation_bits == 32:
+        return
+    plain = WeightRecord("fp32", 32, Granularity("tensor"), torch.empty(0))
+    record = weight_record(module) or plain
+    set_weight_record(module, replace(record, activation_bits=target.activation_bits))
+
+
+def quantize_without_data(model: nn.Module, name: str, target: Target) -> None:
+    """Round a weight to its grid; biases, norms and all else stay."""
+    begin(model, name, target)
+    finish(model, name, target)
