@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Mapping
 from importlib import util
 from pathlib import Path
+from typing import Any
 
 from dqrm.pipelines.stage import MODEL_FOLDER, Stage
 
@@ -63,6 +64,25 @@ def model_folder(reference: str, inputs: Mapping[str, Path]) -> Path:
     folder = outside_model(reference)
     assert folder is not None
     return folder
+
+
+def skeleton_of(reference: str, earlier: Mapping[str, Stage]) -> Any:
+    """The transformer that ``reference`` names, without values; None where it is not known yet.
+
+    Args:
+        reference: a folder, ``package:NAME`` or ``stage:NAME``.
+        earlier: the stages before the one that says so, by name.
+    """
+    from dqrm.pipelines.text.classifier import load_skeleton
+
+    key = named_stage(reference)
+    if key is not None:
+        names = list(earlier)
+        before = names[: names.index(key)]
+        return earlier[key].skeleton({name: earlier[name] for name in before})
+    folder = outside_model(reference)
+    assert folder is not None
+    return load_skeleton(folder)
 
 
 def _package_folder(reference: str) -> Path:

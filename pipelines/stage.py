@@ -13,16 +13,13 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
 from dqrm.settings import Settings
 from dqrm.tracking.base import Tracker
 from dqrm.tracking.config import TrackingConfig
-
-if TYPE_CHECKING:
-    from torch import nn
 
 MODEL_FOLDER = "model"
 """Folder, within a stage's output, of the model it made."""
@@ -128,10 +125,11 @@ class Stage(Settings):
         """
         return []
 
-    def skeleton(self, earlier: Mapping[str, "Stage"]) -> "nn.Module | None":
+    def skeleton(self, earlier: Mapping[str, "Stage"]) -> Any:
         """The transformer it would make, without values (on the meta device), to state sizes by.
 
-        None where it makes none, or where its shape is only known when it has run.
+        A model of transformers, or None: where it makes none, or where the shape is only known when
+        it has run.
         """
         return None
 

@@ -4,8 +4,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from dqrm.pipelines.stages.compress import CompressStage
 from dqrm.pipelines.stages.finetune import FinetuneStage
 from dqrm.pipelines.stages.report import ReportStage
 from dqrm.pipelines.stages.train import TrainStage
 
-AnyStage = Annotated[FinetuneStage | TrainStage | ReportStage, Field(discriminator="stage")]
+AnyStage = Annotated[
+    FinetuneStage | CompressStage | TrainStage | ReportStage, Field(discriminator="stage")
+]

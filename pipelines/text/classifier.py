@@ -1,11 +1,9 @@
 """Sequence classifiers and regressors in Hugging Face's format."""
 
-import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from dqrm.pipelines.text.batches import EncodedText
@@ -52,6 +50,35 @@ def load_classifier(folder: Path, labels: Labels, seed: int) -> Any:
         raise ValueError(f"{folder}: no sequence classifier can be read: {error}") from error
 
 
+def load_teacher(folder: Path, labels: Labels) -> Any:
+    """Read a classifier that was trained already, compressed as it may be.
+
+    Raises:
+        ValueError: the folder holds none, or one with other labels.
+    """
+    from dqrm.compress.grids.records_file import load_records
+
+    model = load_any(folder)
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        raise ValueError(f"{folder}: {type(model).__name__} has no head; fine-tune it first")
+    if model.config.num_labels != labels.num_outputs:
+        raise ValueError(
+            f"{folder}: it has {model.config.num_labels} outputs, and the data {labels.num_outputs}"
+        )
+    load_records(folder, model)
+    return model
+
+
+def require_same_tokens(folder: Path, teacher: Path) -> None:
+    """Hold the tokenizers of two models equal.
+
+    Raises:
+        ValueError: a token has another number.
+    """
+    if load_tokenizer(folder).get_vocab() != load_tokenizer(teacher).get_vocab():
+        raise ValueError(f"{teacher}: a teacher must have the tokenizer of {folder}")
+
+
 def load_any(folder: Path) -> Any:
     """Read the model of a folder as what it was saved as; without a head where it has none.
 
@@ -72,20 +99,27 @@ def load_any(folder: Path) -> Any:
         raise ValueError(f"{folder}: no transformer can be read: {error}") from error
 
 
+def load_skeleton(folder: Path) -> Any:
+    """Return the classifier of a model's folder without values, on the meta device.
+
+    Its head is that of the folder's configuration; transformers says 2 classes where it has none.
+
+    Raises:
+        ValueError: the folder holds no model that transformers knows.
+    """
+    transformers = import_transformers()
+    try:
+        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        with torch.device("meta"):
+            return transformers.AutoModelForSequenceClassification.from_config(config)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: no sequence classifier can be read: {error}") from error
+
+
 def save_classifier(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model and its tokenizer in Hugging Face's format, weights as safetensors."""
     model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
-
-
-def count_parameters(folder: Path) -> int | None:
-    """Parameters in a folder's safetensors, read from their headers; None where it has none."""
-    files = sorted(folder.glob("*.safetensors"))
-    total = 0
-    for file in files:
-        with safe_open(file, "pt") as tensors:
-            total += sum(math.prod(tensors.get_slice(k).get_shape()) for k in tensors.keys())  # noqa: SIM118
-    return total if files else None
 
 
 def bf16_is_fast() -> bool:

@@ -1,4 +1,8 @@
-"""Fine-tuning of a sequence classifier or regressor: AdamW, warm-up, linear decay, selection."""
+"""Training of a sequence classifier or regressor: AdamW, warm-up, linear decay, selection.
+
+The one loop for text models. What they are trained for is an objective: labels, or a teacher. What
+is done to their weights meanwhile is a compression, which may be empty.
+"""
 
 import logging
 import math
@@ -11,9 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dqrm.compress.transforms.base import Compression
 from dqrm.pipelines.stage import Interrupted
 from dqrm.pipelines.text.batches import EncodedText
 from dqrm.pipelines.text.classifier import predict_text
+from dqrm.pipelines.text.objective import Objective
 from dqrm.pipelines.text.quality import measure_text
 from dqrm.pipelines.text.state import (
     TextState,
@@ -45,6 +51,8 @@ class Recipe:
     eval_every: int | None
     """Steps between selections, besides the end of every epoch."""
     freeze_embeddings: bool
+    dropout: bool
+    """Drop activations at random in training, as much as the model's configuration says."""
     bf16: bool
     seed: int
     select_by: str
@@ -62,14 +70,27 @@ class LabelledText:
     """int64 [rows], or float32 [rows] of a regression."""
 
 
+@dataclass(frozen=True)
+class Training:
+    """What a model is trained for, and what is done to its weights meanwhile."""
+
+    objective: Objective
+    compression: Compression
+    """Not attached yet."""
+
+
 class FineTuner:
     """Trains ``model`` in place, keeping in ``folder`` what a killed process goes on from.
+
+    Models are selected from the step on at which the compression is finished, as each is then
+    measured as it would be shipped.
 
     Args:
         model: of transformers, with a head for the labels.
         train: what to learn from.
         dev: what to select on.
         recipe: how.
+        training: for what, and under which compression.
         folder: for states; a state that is there is gone on from.
         tracker: takes losses and dev metrics.
         stop: the signal that asked to end, or None.
@@ -82,6 +103,7 @@ class FineTuner:
         train: LabelledText,
         dev: LabelledText,
         recipe: Recipe,
+        training: Training,
         folder: Path,
         tracker: Tracker,
         stop: Callable[[], int | None],
@@ -91,6 +113,8 @@ class FineTuner:
         self._train = train
         self._dev = dev
         self._recipe = recipe
+        self._objective = training.objective
+        self._compression = training.compression
         self._folder = folder
         self._tracker = tracker
         self._stop = stop
@@ -99,8 +123,10 @@ class FineTuner:
         self._classes = None if model.config.problem_type == "regression" else labels
         if recipe.freeze_embeddings:
             model.get_input_embeddings().requires_grad_(False)
+        self._compression.attach(model, self.steps)
         self._optimizer = _adamw(model, recipe)
-        self.state = load_state(folder, model, self._optimizer) or TextState()
+        saved = load_state(folder, model, self._compression, self._optimizer)
+        self.state = saved or TextState()
         self._saved = time.monotonic()
         if self.state.step:
             log.info("going on at step %d", self.state.step)
@@ -111,14 +137,14 @@ class FineTuner:
         return count_steps(len(self._train.text), self._recipe)
 
     def fit(self) -> dict[str, float]:
-        """Train to the end, put the selected parameters into the model, return its dev metrics.
+        """Train to the end, leave the selected model, frozen, and return its dev metrics.
 
         Raises:
             Interrupted: ``stop`` named a signal; the state is saved.
             TrainingError: the loss is no longer finite.
         """
         state, recipe = self.state, self._recipe
-        self._model.train()
+        self._model.train(recipe.dropout)
         while state.step < self.steps:
             batches = self._train.text.shuffled(recipe.batch_size, recipe.seed, state.epoch)
             while state.batch < len(batches) and state.step < self.steps:
@@ -129,8 +155,9 @@ class FineTuner:
                     self._select()
                 self._save_when_due()
             state.epoch, state.batch = state.epoch + 1, 0
-        load_best(self._folder, self._model)
-        assert state.best is not None
+        assert state.best is not None, "a compression is finished at the last step"
+        load_best(self._folder, self._model, self._compression)
+        self._compression.freeze()
         return state.best
 
     def _step(self, rows: list[int]) -> None:
@@ -139,13 +166,13 @@ class FineTuner:
         rate = recipe.lr * rate_factor(state.step, self.steps, recipe.warmup)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        labels = self._train.labels[rows]
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
-            logits = self._model(**self._train.text.batch(rows)).logits
-        loss = self._loss(logits.float(), labels)
+        self._compression.before_forward(state.step)
+        loss = self._objective(self._model, self._train.text.batch(rows), self._train.labels[rows])
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), recipe.max_grad_norm)
+        self._compression.after_backward()
         self._optimizer.step()
+        self._compression.after_step(state.step, rate, self._optimizer)
         self._optimizer.zero_grad(set_to_none=True)
         value = float(loss.detach())
         state.step += 1
@@ -158,11 +185,6 @@ class FineTuner:
         state.loss_rows += len(rows)
         self._progress("training", state.step, self.steps, "steps")
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self._classes is None:
-            return torch.nn.functional.mse_loss(logits[:, 0], labels)
-        return torch.nn.functional.cross_entropy(logits, labels)
-
     def _select(self) -> None:
         state, key = self.state, self._recipe.select_by
         logits = predict_text(
@@ -170,29 +192,31 @@ class FineTuner:
         )
         measured = measure_text(logits, self._dev.labels, self._classes)
         value = measured[key]
+        final = self._compression.finished()
         # A model that cannot be measured (NaN) is only better than none.
-        better = state.best is None or math.isnan(state.best[key]) or value > state.best[key]
+        better = final and (
+            state.best is None or math.isnan(state.best[key]) or value > state.best[key]
+        )
         if better:
             state.best, state.best_step = measured, state.step
-            save_best(self._folder, self._model)
+            save_best(self._folder, self._model, self._compression)
         self._tracker.log_metrics(
             {
                 "train/loss": state.loss_sum / state.loss_rows,
                 **{f"val/{name}": number for name, number in measured.items()},
+                **self._compression.metrics(),
                 "perf/samples_per_second": state.samples / state.seconds,
             },
             state.step,
         )
-        log.info(
-            "step %d of %d: dev %s %.4f%s",
-            *(state.step, self.steps, key, value, " (best so far)" if better else ""),
-        )
+        remark = " (best so far)" if better else "" if final else " (not yet fully compressed)"
+        log.info("step %d of %d: dev %s %.4f%s", state.step, self.steps, key, value, remark)
         state.loss_sum, state.loss_rows = 0.0, 0
 
     def _save_when_due(self) -> None:
         number = self._stop()
         if number is not None or time.monotonic() - self._saved >= self._recipe.save_seconds:
-            save_state(self._folder, self._model, self._optimizer, self.state)
+            save_state(self._folder, self._model, self._compression, self._optimizer, self.state)
             self._saved = time.monotonic()
         if number is not None:
             raise Interrupted(number)

@@ -1,7 +1,8 @@
 """Where fine-tuning stands, on the disk: a killed stage goes on as if it had never stopped.
 
-    <scratch>/step-00000120/   model.safetensors, optimizer.safetensors, state.json
-    <scratch>/best/            model.safetensors of the best model so far
+    <scratch>/step-00000120/   model.safetensors, optimizer.safetensors, compression.safetensors,
+                               state.json
+    <scratch>/best/            model.safetensors and compression.safetensors of the best so far
 
 Each is a folder renamed into place when complete; nothing in it is a pickle.
 """
@@ -15,9 +16,11 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 
+from dqrm.compress.transforms.base import Compression
 from dqrm.data.files import new_folder, write_json
 
 _MODEL = "model.safetensors"
+_COMPRESSION = "compression.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
 _STATE = "state.json"
 _RNG = "rng.torch"
@@ -42,12 +45,16 @@ class TextState:
 
 
 def save_state(
-    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: TextState
+    folder: Path,
+    model: torch.nn.Module,
+    compression: Compression,
+    optimizer: torch.optim.Optimizer,
+    state: TextState,
 ) -> None:
     """Write where fine-tuning stands, and drop what was written before."""
     path = folder / f"step-{state.step:08d}"
     with new_folder(path) as temporary:
-        save_model(model, str(temporary / _MODEL))
+        _save_model(temporary, model, compression)
         tensors = {
             f"{index}/{name}": torch.as_tensor(value).contiguous()
             for index, values in optimizer.state_dict()["state"].items()
@@ -61,13 +68,16 @@ def save_state(
 
 
 def load_state(
-    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path,
+    model: torch.nn.Module,
+    compression: Compression,
+    optimizer: torch.optim.Optimizer,
 ) -> TextState | None:
-    """Put the newest state into model, optimizer and torch; None where there is none."""
+    """Put the newest state into all of these and torch; None where there is none."""
     saved = _saved(folder)
     if not saved:
         return None
-    load_model(model, saved[-1] / _MODEL)
+    _load_model(saved[-1], model, compression)
     tensors = load_file(saved[-1] / _OPTIMIZER)
     torch.set_rng_state(tensors.pop(_RNG))
     values: dict[int, dict[str, Any]] = {}
@@ -79,15 +89,28 @@ def load_state(
     return TextState(**json.loads((saved[-1] / _STATE).read_text(encoding="utf-8")))
 
 
-def save_best(folder: Path, model: torch.nn.Module) -> None:
-    """Keep the parameters of the best model so far."""
+def save_best(folder: Path, model: torch.nn.Module, compression: Compression) -> None:
+    """Keep the best model so far."""
     with new_folder(folder / "best") as temporary:
-        save_model(model, str(temporary / _MODEL))
+        _save_model(temporary, model, compression)
 
 
-def load_best(folder: Path, model: torch.nn.Module) -> None:
-    """Put the best parameters into ``model``."""
-    load_model(model, folder / "best" / _MODEL)
+def load_best(folder: Path, model: torch.nn.Module, compression: Compression) -> None:
+    """Put what was best into ``model``, and its compression into ``compression``."""
+    _load_model(folder / "best", model, compression)
+
+
+def _save_model(folder: Path, model: torch.nn.Module, compression: Compression) -> None:
+    save_model(model, str(folder / _MODEL))
+    save_file(
+        {name: value.contiguous() for name, value in compression.state_dict().items()},
+        folder / _COMPRESSION,
+    )
+
+
+def _load_model(folder: Path, model: torch.nn.Module, compression: Compression) -> None:
+    load_model(model, folder / _MODEL)
+    compression.load_state_dict(load_file(folder / _COMPRESSION))
 
 
 def _saved(folder: Path) -> list[Path]:

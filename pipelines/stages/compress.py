@@ -1,0 +1,239 @@
+"""``stage: compress``: a sequence classifier trained to be smaller.
+
+Its output holds ``model/``: weights in FP32 whose values are on their grids, the tokenizer, and
+``compression.safetensors``, which says on which (``dqrm.compress.grids.records_file``). What is
+selected on the dev rows is the best of the models that were measured as they are shipped: with all
+bits taken off and all patterns decided. A killed stage goes on and comes to the same weights.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from dqrm.compress.transforms.config import TransformConfig
+from dqrm.pipelines.digests import folder_digest
+from dqrm.pipelines.references import model_folder, outside_model, skeleton_of, stages_named
+from dqrm.pipelines.stage import Problem, Stage, StageContext
+from dqrm.pipelines.stages.text_training import TextTrainingStage
+from dqrm.settings import Settings
+
+if TYPE_CHECKING:
+    from dqrm.pipelines.text.finetune import Recipe, Training
+    from dqrm.pipelines.text.objective import Objective
+    from dqrm.pipelines.text.tables import Labels
+
+log = logging.getLogger(__name__)
+
+
+class Distill(Settings):
+    """A teacher to learn from, all of it in one stage (arXiv 2206.01859)."""
+
+    teacher: str
+    """A fine-tuned model of the same task and tokens: stage:NAME, package:NAME or a folder."""
+
+    logits: NonNegativeFloat = 1.0
+    """Weight of the cross-entropy against the teacher's probabilities."""
+
+    hidden: NonNegativeFloat = 1.0
+    """Weight of the squared differences of hidden states, summed over layers."""
+
+    attention: NonNegativeFloat = 1.0
+    """Weight of the squared differences of attention probabilities, summed over layers. Above 0 it
+    costs time: fused attention does not tell them."""
+
+    labels: NonNegativeFloat = 0.0
+    """Weight of the loss of the labels themselves."""
+
+    temperature: PositiveFloat = 1.0
+    """Both sides' logits are divided by it."""
+
+    average: Literal["batch", "elements"] = "batch"
+    """Of the logits' loss: over rows, or over rows and classes as XTC's scripts do (half as much of
+    two classes)."""
+
+    map: Literal["auto", "uniform"] | tuple[NonNegativeInt, ...] = "auto"
+    """Teacher layer of each layer, from 0. auto: the one it was kept from, else uniform: evenly
+    spread, the last on the last."""
+
+    @property
+    def layerwise(self) -> bool:
+        """Whether anything but logits is compared."""
+        return self.hidden > 0 or self.attention > 0
+
+
+class CompressStage(TextTrainingStage):
+    """Train a sequence classifier or regressor to be smaller."""
+
+    stage: Literal["compress"] = "compress"
+    """Train a classifier on low-bit or sparse weights, with fewer layers, or from a teacher."""
+
+    transforms: tuple[TransformConfig, ...] = ()
+    """What is done to weights and activations."""
+
+    layers: PositiveInt | tuple[NonNegativeInt, ...] | None = None
+    """Encoder layers to keep, from 0; or how many, evenly spread, the last one among them."""
+
+    distill: Distill | None = None
+    """Learn from a teacher; None learns from the labels."""
+
+    dropout: bool | None = None
+    """Drop activations in training; None does unless layers are held against a teacher's, which
+    drops none."""
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if not self.transforms and self.layers is None and self.distill is None:
+            raise ValueError("set transforms, layers or distill: nothing is compressed")
+        return self
+
+    def inputs(self, earlier: Mapping[str, Stage]) -> tuple[str, ...]:
+        """The stages of the model and of the teacher."""
+        teacher = None if self.distill is None else self.distill.teacher
+        return stages_named(earlier, **{"model": self.model, "distill.teacher": teacher})
+
+    def sources(self) -> dict[str, str]:
+        """Digests of the tables, and of models from outside."""
+        folder = None if self.distill is None else outside_model(self.distill.teacher)
+        teacher = {} if folder is None else {"teacher": folder_digest(folder)}
+        return super().sources() | teacher
+
+    def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
+        """What fine-tuning finds, and settings that do not fit the model."""
+        found = super().problems(earlier)
+        try:
+            teacher = None if self.distill is None else skeleton_of(self.distill.teacher, earlier)
+        except (OSError, ValueError, KeyError) as error:
+            return [*found, Problem("distill.teacher", str(error))]
+        if found:
+            return found
+        model = skeleton_of(self.model, earlier)
+        if model is None:
+            return []
+        try:
+            kept, depth = self._cut(model)
+        except ValueError as error:
+            return [Problem("layers", str(error))]
+        if self.distill is not None and teacher is not None:
+            try:
+                self._map(self.distill, kept, depth, teacher.config.num_hidden_layers)
+            except ValueError as error:
+                found.append(Problem("distill.map", str(error)))
+        try:
+            self._attach(model)
+        except ValueError as error:
+            found.append(Problem("transforms", str(error)))
+        return found
+
+    def skeleton(self, earlier: Mapping[str, Stage]) -> Any:
+        """That of the model it takes, with the layers it keeps."""
+        model = super().skeleton(earlier)
+        if model is not None:
+            self._cut(model)
+        return model
+
+    def recipe(self, select_by: str) -> "Recipe":
+        """As of fine-tuning; dropout goes by the objective."""
+        layerwise = self.distill is not None and self.distill.layerwise
+        dropout = not layerwise if self.dropout is None else self.dropout
+        return replace(super().recipe(select_by), dropout=dropout)
+
+    def prepare(
+        self, model: Any, labels: "Labels", recipe: "Recipe", context: StageContext
+    ) -> "Training":
+        """Take layers out, load the teacher, make the transforms."""
+        from dqrm.compress.grids.records_file import read_records
+        from dqrm.compress.transforms.build import build_compression
+        from dqrm.pipelines.text.finetune import Training
+        from dqrm.pipelines.text.objective import TaskLoss
+
+        if read_records(model_folder(self.model, context.inputs)):
+            log.warning("%s is compressed already; training takes it off its grids", self.model)
+        kept, depth = self._cut(model)
+        objective: Objective
+        if self.distill is None:
+            objective = TaskLoss(regression=labels.classes is None, bf16=recipe.bf16)
+        else:
+            objective = self._distillation(
+                self.distill, model, (kept, depth), labels, recipe, context
+            )
+        return Training(objective, build_compression(self.transforms))
+
+    def complete(self, model: Any, folder: Path) -> dict[str, float]:
+        """Write the records of the grids."""
+        from dqrm.compress.grids.records_file import save_records
+
+        save_records(folder, model)
+        return {}
+
+    def _attach(self, model: Any) -> None:
+        """Attach the transforms to the skeleton of the model, cut already."""
+        from dqrm.compress.transforms.build import build_compression
+        from dqrm.pipelines.text.finetune import count_steps
+
+        train, _, _ = self.data.read()
+        steps = count_steps(len(train), self.recipe(self.select_by))
+        build_compression(self.transforms).attach(model, steps)
+
+    def _cut(self, model: Any) -> tuple[tuple[int, ...], int]:
+        """Take layers out of ``model``; return those that stay, and how many there were."""
+        from dqrm.compress.distill.maps import uniform_map
+        from dqrm.pipelines.text.layers import encoder_layers, keep_layers
+
+        if self.layers is None:
+            depth = model.config.num_hidden_layers
+            return tuple(range(depth)), depth
+        count = len(encoder_layers(model))
+        kept = uniform_map(self.layers, count) if isinstance(self.layers, int) else self.layers
+        keep_layers(model, kept)
+        return kept, count
+
+    @staticmethod
+    def _map(
+        distill: Distill, kept: tuple[int, ...], depth: int, teacher_depth: int
+    ) -> tuple[int, ...]:
+        """Teacher layer of each of the layers ``kept`` of ``depth``."""
+        from dqrm.compress.distill.maps import check_map, uniform_map
+
+        if isinstance(distill.map, tuple):
+            return check_map(distill.map, len(kept), teacher_depth)
+        if distill.map == "auto" and depth == teacher_depth:
+            return kept
+        return uniform_map(len(kept), teacher_depth)
+
+    def _distillation(
+        self,
+        distill: Distill,
+        model: Any,
+        cut: tuple[tuple[int, ...], int],
+        labels: "Labels",
+        recipe: "Recipe",
+        context: StageContext,
+    ) -> "Objective":
+        from dqrm.compress.distill.losses import DistillWeights
+        from dqrm.pipelines.text.classifier import load_teacher, require_same_tokens
+        from dqrm.pipelines.text.objective import Distillation, expose_attention
+
+        folder = model_folder(distill.teacher, context.inputs)
+        teacher = load_teacher(folder, labels)
+        require_same_tokens(model_folder(self.model, context.inputs), folder)
+        if distill.attention:
+            expose_attention(model)
+            expose_attention(teacher)
+        return Distillation(
+            teacher,
+            DistillWeights(
+                logits=distill.logits,
+                hidden=distill.hidden,
+                attention=distill.attention,
+                temperature=distill.temperature,
+                average=distill.average,
+            ),
+            self._map(distill, *cut, teacher.config.num_hidden_layers),
+            label_weight=distill.labels,
+            regression=labels.classes is None,
+            bf16=recipe.bf16,
+        )

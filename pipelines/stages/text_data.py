@@ -1,0 +1,88 @@
+"""Settings of labelled sentences, and the rows they name."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from dqrm.pipelines.digests import file_digest
+from dqrm.pipelines.stage import Problem
+from dqrm.settings import Settings
+
+if TYPE_CHECKING:
+    from dqrm.pipelines.text.tables import Examples
+
+_ROWS_CHECKED = 200
+
+
+class TextData(Settings):
+    """Labelled sentences, or pairs of them."""
+
+    train: Path
+    """TSV, CSV or Parquet with a header; text may be packed (.gz)."""
+
+    dev: Path | None = None
+    """What to select on; without it, some of the training rows."""
+
+    dev_fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
+    """Share of the training rows to select on where dev is not given; the same ones for every
+    seed."""
+
+    test: Path | None = None
+    """Measured once, with the selected model."""
+
+    text: str | None = None
+    """Column of the sentence; found by the names of GLUE's tasks when not given."""
+
+    text_pair: str | None = None
+    """Column of the second sentence, of pairs."""
+
+    label: str | None = None
+    """Column of the class or the score; label or score when not given."""
+
+    format: Literal["auto", "tsv", "csv", "parquet"] = "auto"
+    """auto goes by the name of the file. Quotes of TSV are literal, as GLUE writes them."""
+
+    def files(self) -> dict[str, Path]:
+        """The files, by field."""
+        given = {"train": self.train, "dev": self.dev, "test": self.test}
+        return {name: path for name, path in given.items() if path is not None}
+
+    def digests(self) -> dict[str, str]:
+        """Digest of each file, by field."""
+        return {name: file_digest(path) for name, path in self.files().items()}
+
+    def problems(self) -> list[Problem]:
+        """Files that are not there, or lack a column."""
+        from dqrm.pipelines.text.tables import find_columns, read_table
+
+        found = []
+        for name, path in self.files().items():
+            if not path.is_file():
+                found.append(Problem(f"data.{name}", f"{path}: no such file"))
+                continue
+            try:
+                frame = read_table(path, self.format, _ROWS_CHECKED)
+                find_columns(frame, str(path), self.text, self.text_pair, self.label)
+            except (OSError, ValueError) as error:
+                found.append(Problem(f"data.{name}", str(error)))
+        return found
+
+    def read(self) -> "tuple[Examples, Examples, Examples | None]":
+        """The rows to train on, to select on and to test on."""
+        from dqrm.pipelines.text.tables import (
+            find_columns,
+            read_table,
+            split_examples,
+            take_examples,
+        )
+
+        taken = {}
+        for name, path in self.files().items():
+            frame = read_table(path, self.format)
+            columns = find_columns(frame, str(path), self.text, self.text_pair, self.label)
+            taken[name] = take_examples(frame, columns, str(path))
+        train = taken["train"]
+        if "dev" not in taken:
+            train, taken["dev"] = split_examples(train, self.dev_fraction, str(self.train))
+        return train, taken["dev"], taken.get("test")

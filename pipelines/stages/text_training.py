@@ -1,0 +1,228 @@
+"""What stages that train a text model share: settings, rows, and the run itself."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from dqrm.pipelines.digests import folder_digest
+from dqrm.pipelines.references import model_folder, outside_model, skeleton_of, stages_named
+from dqrm.pipelines.stage import MODEL_FOLDER, Problem, Stage, StageContext
+from dqrm.pipelines.stages.text_data import TextData
+
+if TYPE_CHECKING:
+    from dqrm.pipelines.text.finetune import Recipe, Training
+    from dqrm.pipelines.text.tables import Examples, Labels
+
+
+class TextTrainingStage(Stage):
+    """Train a sequence classifier or regressor."""
+
+    model: str
+    """Folder in Hugging Face's format, package:NAME (installed), or stage:NAME (an earlier one)."""
+
+    data: TextData
+
+    task: Literal["auto", "classification", "regression"] = "auto"
+    """auto: a regression where labels are fractions."""
+
+    select_by: Literal["auto", "accuracy", "matthews", "f1", "pearson", "spearman"] = "auto"
+    """Dev metric of the model that is kept; auto: accuracy, or pearson of a regression."""
+
+    epochs: PositiveInt = 3
+    """Passes over the training rows."""
+
+    max_steps: PositiveInt | None = None
+    """Stop after so many steps."""
+
+    batch_size: PositiveInt = 32
+    """Sentences a step, about as long as each other."""
+
+    max_length: PositiveInt = 128
+    """Tokens after which a sentence, or a pair, is cut."""
+
+    lr: PositiveFloat = 5e-5
+    """Learning rate of AdamW at the end of the warm-up; it then falls to 0 in a line."""
+
+    warmup: float = Field(default=0.1, ge=0.0, lt=1.0)
+    """Share of the steps in which the learning rate rises."""
+
+    weight_decay: NonNegativeFloat = 0.01
+    """Of matrices; biases and norms have none."""
+
+    max_grad_norm: PositiveFloat = 1.0
+    """Longer gradients are scaled down to it."""
+
+    freeze_embeddings: bool = False
+    """Leave the word embeddings as they are: less to update, most of a small model."""
+
+    eval_every: PositiveInt | None = None
+    """Steps between selections, besides the end of every epoch."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where the CPU multiplies it in hardware. Weights and updates stay FP32."""
+
+    seed: int = 0
+    """Of the new head, the order of rows and dropout."""
+
+    save_minutes: PositiveFloat = 5.0
+    """Minutes between states that a killed stage goes on from."""
+
+    def identity(self) -> dict[str, Any]:
+        """All but how often it saves, which changes nothing."""
+        settings = super().identity()
+        del settings["save_minutes"]
+        return settings
+
+    def inputs(self, earlier: Mapping[str, Stage]) -> tuple[str, ...]:
+        """The stage whose model it takes, if any."""
+        return stages_named(earlier, model=self.model)
+
+    def sources(self) -> dict[str, str]:
+        """Digests of the tables, and of a model from outside."""
+        digests = self.data.digests()
+        folder = outside_model(self.model)
+        return digests if folder is None else {**digests, "model": folder_digest(folder)}
+
+    def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
+        """A missing package, model, file or column."""
+        from dqrm.pipelines.text.library import missing_reason
+
+        found = []
+        reason = missing_reason()
+        if reason is not None:
+            found.append(Problem("stage", reason))
+        try:
+            outside_model(self.model)
+        except (OSError, ValueError) as error:
+            found.append(Problem("model", str(error)))
+        return [*found, *self.data.problems()]
+
+    def skeleton(self, earlier: Mapping[str, Stage]) -> Any:
+        """That of the model it takes."""
+        return skeleton_of(self.model, earlier)
+
+    def plan(self, earlier: Mapping[str, Stage]) -> list[tuple[str, str]]:
+        """Rows, steps and the size of the model."""
+        from dqrm.pipelines.text.finetune import count_steps
+
+        train, dev, _ = self.data.read()
+        recipe = self.recipe(self.select_by)
+        rows = [
+            ("training rows", f"{len(train):,}"),
+            ("dev rows", f"{len(dev):,}"),
+            ("steps", f"{count_steps(len(train), recipe):,}"),
+            ("precision", "bf16" if recipe.bf16 else "fp32"),
+        ]
+        skeleton = self.skeleton(earlier)
+        if skeleton is not None:
+            parameters = sum(parameter.numel() for parameter in skeleton.parameters())
+            rows += [("parameters", f"{parameters:,}"), ("bytes", f"{4 * parameters:,} in FP32")]
+        return rows
+
+    def run(self, context: StageContext) -> dict[str, float]:
+        """Train, select, test once, and write the model."""
+        from dqrm.pipelines.text.batches import EncodedText
+        from dqrm.pipelines.text.classifier import (
+            load_classifier,
+            load_tokenizer,
+            predict_text,
+            save_classifier,
+        )
+        from dqrm.pipelines.text.finetune import FineTuner, LabelledText
+        from dqrm.pipelines.text.quality import measure_text
+        from dqrm.pipelines.text.tables import Labels
+
+        folder = model_folder(self.model, context.inputs)
+        train, dev, test = self.data.read()
+        labels = Labels.of(train.labels, self.task, str(self.data.train))
+        tokenizer = load_tokenizer(folder)
+        model = load_classifier(folder, labels, self.seed)
+
+        def encoded(examples: "Examples", where: Path | None) -> LabelledText:
+            text = EncodedText(tokenizer, examples, self.max_length)
+            return LabelledText(text, labels.encode(examples.labels, str(where)))
+
+        recipe = self.recipe(self._selection(labels))
+        training = self.prepare(model, labels, recipe, context)
+        tuner = FineTuner(
+            model,
+            encoded(train, self.data.train),
+            encoded(dev, self.data.dev or self.data.train),
+            recipe,
+            training,
+            context.scratch,
+            context.tracker,
+            context.stop,
+            context.progress,
+        )
+        best = tuner.fit()
+        state = tuner.state
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        metrics = {
+            **{f"best/val_{name}": value for name, value in best.items()},
+            "best/step": float(state.best_step or state.step),
+            "size/parameters": float(parameters),
+            "size/fp32_bytes": 4.0 * parameters,
+            "perf/samples_per_second": state.samples / state.seconds,
+        }
+        if test is not None:
+            rows = encoded(test, self.data.test)
+            logits = predict_text(model, rows.text, 2 * self.batch_size, bf16=recipe.bf16)
+            classes = None if labels.classes is None else labels.num_outputs
+            measured = measure_text(logits, rows.labels, classes)
+            metrics |= {f"test/{name}": value for name, value in measured.items()}
+        output = context.output / MODEL_FOLDER
+        save_classifier(model, tokenizer, output)
+        return metrics | self.complete(model, output)
+
+    @abstractmethod
+    def prepare(
+        self, model: Any, labels: "Labels", recipe: "Recipe", context: StageContext
+    ) -> "Training":
+        """Change ``model`` as the settings say; return what it is then trained for, and under what.
+
+        Raises:
+            ValueError: the settings do not fit the model.
+        """
+
+    def complete(self, model: Any, folder: Path) -> dict[str, float]:
+        """Write what else belongs to the trained model into its folder; return more metrics."""
+        return {}
+
+    def recipe(self, select_by: str) -> "Recipe":
+        """The settings as the training loop takes them."""
+        from dqrm.pipelines.text.classifier import bf16_is_fast
+        from dqrm.pipelines.text.finetune import Recipe
+
+        return Recipe(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            warmup=self.warmup,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+            max_steps=self.max_steps,
+            eval_every=self.eval_every,
+            freeze_embeddings=self.freeze_embeddings,
+            dropout=True,
+            bf16=bf16_is_fast() if self.precision == "auto" else self.precision == "bf16",
+            seed=self.seed,
+            select_by=select_by,
+            save_seconds=60 * self.save_minutes,
+        )
+
+    def _selection(self, labels: "Labels") -> str:
+        """The metric to select by. Raises ValueError for one that the task does not have."""
+        regression, outputs = labels.classes is None, labels.num_outputs
+        if self.select_by == "auto":
+            return "pearson" if regression else "accuracy"
+        fits = ["pearson", "spearman"] if regression else ["accuracy", "matthews"]
+        if not regression and outputs == 2:
+            fits.append("f1")
+        if self.select_by not in fits:
+            kind = "a regression" if regression else f"{outputs} classes"
+            raise ValueError(f"select_by={self.select_by}: {kind} can take {', '.join(fits)}")
+        return self.select_by

@@ -1,0 +1,110 @@
+"""What a text model is trained for: the labels of its task, a teacher's outputs, or both."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dqrm.compress.distill.losses import DistillWeights, Outputs, distill_loss
+
+
+class Objective(Protocol):
+    """A loss of a batch, with gradient."""
+
+    def __call__(self, model: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        """Return it, float32 and 0-dimensional.
+
+        Args:
+            model: of transformers, with a head.
+            inputs: of the model, [rows, tokens].
+            labels: int64 [rows], or float32 [rows] of a regression.
+        """
+        ...
+
+
+class TaskLoss:
+    """Cross-entropy of the classes, or the squared error of a regression.
+
+    Args:
+        regression: labels are values.
+        bf16: multiply matrices in bf16.
+    """
+
+    def __init__(self, *, regression: bool, bf16: bool) -> None:
+        self._regression = regression
+        self._bf16 = bf16
+
+    def __call__(self, model: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        """Return the loss of the model's logits."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+            logits = model(**inputs).logits
+        return self.of(logits.float(), labels)
+
+    def of(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of logits, float32 [rows, outputs]."""
+        if self._regression:
+            return torch.nn.functional.mse_loss(logits[:, 0], labels)
+        return torch.nn.functional.cross_entropy(logits, labels)
+
+
+class Distillation:
+    """A teacher's logits, hidden states and attentions, and the labels where they have a weight.
+
+    Args:
+        teacher: of transformers; put into evaluation mode. Its tokens are the student's.
+        weights: of the parts.
+        layers: teacher layer of each student layer, from 0.
+        label_weight: of the labels' loss.
+        regression: labels are values.
+        bf16: multiply matrices in bf16.
+    """
+
+    def __init__(
+        self,
+        teacher: Any,
+        weights: DistillWeights,
+        layers: Sequence[int],
+        *,
+        label_weight: float,
+        regression: bool,
+        bf16: bool,
+    ) -> None:
+        self._teacher = teacher.eval().requires_grad_(False)
+        self._weights = weights
+        self._layers = tuple(layers)
+        self._label_weight = label_weight
+        self._task = TaskLoss(regression=regression, bf16=bf16)
+        self._regression = regression
+        self._bf16 = bf16
+        self._wanted = {
+            "output_hidden_states": weights.hidden > 0,
+            "output_attentions": weights.attention > 0,
+        }
+
+    def __call__(self, model: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+        """Return the loss of the model's outputs against the teacher's."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
+            student = self._outputs(model, inputs)
+            with torch.no_grad():
+                teacher = self._outputs(self._teacher, inputs)
+        loss = distill_loss(
+            student, teacher, self._weights, self._layers, regression=self._regression
+        )
+        if self._label_weight:
+            loss = loss + self._label_weight * self._task.of(student.logits.float(), labels)
+        return loss
+
+    def _outputs(self, model: Any, inputs: Mapping[str, Tensor]) -> Outputs:
+        given = model(**inputs, **self._wanted)
+        return Outputs(
+            logits=given.logits,
+            hidden=given.hidden_states or (),
+            attentions=given.attentions or (),
+            mask=inputs["attention_mask"],
+        )
+
+
+def expose_attention(model: Any) -> None:
+    """Have a model return its attention probabilities; fused kernels keep them to themselves."""
+    model.set_attn_implementation("eager")

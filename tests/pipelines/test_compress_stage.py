@@ -1,0 +1,142 @@
+"""Training under compression of a tiny BERT made here: kills, what is selected, what is written."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dqrm.pipelines.config import load_pipeline
+from dqrm.pipelines.runner import run_pipeline
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+SECONDS = 180
+
+PIPELINE = """\
+threads: 1
+tracking: {{system_metrics: false, flush_seconds: 0.2, enabled: false}}
+stages:
+  - stage: finetune
+    model: {model}
+    data: {{train: {text}/train.tsv, dev: {text}/dev.tsv.gz, test: {text}/dev.tsv.gz}}
+    lr: 3e-3
+    epochs: 3
+    batch_size: 16
+    precision: fp32
+  - stage: compress
+    model: stage:finetune
+    data: {{train: {text}/train.tsv, dev: {text}/dev.tsv.gz, test: {text}/dev.tsv.gz}}
+    lr: 3e-3
+    epochs: 2
+    batch_size: 16
+    precision: fp32
+    layers: [1]
+    distill: {{teacher: "stage:finetune"}}
+    transforms:
+      - kind: quant
+        match: 'bert\\.encoder\\..*(query|key|value|dense)'
+        weight: {{bits: 2}}
+        act: {{bits: 8}}
+      - kind: quant
+        match: bert\\.embeddings\\.word_embeddings
+        weight: {{bits: 8}}
+"""
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_bert, sentence_files, tmp_path_factory):
+    """A folder in which the pipeline ran."""
+    folder = tmp_path_factory.mktemp("compressed")
+    file = folder / "small.yaml"
+    file.write_text(PIPELINE.format(model=tiny_bert, text=sentence_files))
+    torch.set_num_threads(1)
+    return file, run_pipeline(load_pipeline(file, [f"output={folder}/runs"]))
+
+
+def test_the_shipped_model_is_the_measured_one(finished, sentence_files):
+    from dqrm.compress.grids.record import codes
+    from dqrm.compress.grids.records_file import load_records
+    from dqrm.pipelines.text.batches import EncodedText
+    from dqrm.pipelines.text.classifier import load_any, load_tokenizer, predict_text
+    from dqrm.pipelines.text.quality import measure_text
+    from dqrm.pipelines.text.tables import find_columns, read_table, take_examples
+
+    _, result = finished
+    base, small = result.stages
+    folder = small.folder / "model"
+    model = load_any(folder)
+    records = load_records(folder, model)
+    assert model.config.num_hidden_layers == 1
+    layer = "bert.encoder.layer.0"
+    assert {name for name in records if name.startswith(layer)} == {
+        f"{layer}.{name}"
+        for name in (
+            *(f"attention.self.{part}" for part in ("query", "key", "value")),
+            *("attention.output.dense", "intermediate.dense", "output.dense"),
+        )
+    }
+    for name, record in records.items():
+        weight = model.get_submodule(name).weight.detach()
+        found = set(codes(weight, record).unique().tolist())
+        assert record.bits == (8 if "embeddings" in name else 2)
+        assert len(found) > 100 or found <= {-1.0, 0.0, 1.0}, name
+    table = read_table(sentence_files / "dev.tsv.gz")
+    examples = take_examples(table, find_columns(table, "dev"), "dev")
+    text = EncodedText(load_tokenizer(folder), examples, 128)
+    measured = measure_text(predict_text(model, text, 32), torch.tensor(examples.labels.array), 2)
+    metrics = small.record.metrics
+    assert measured["accuracy"] == metrics["test/accuracy"] == metrics["best/val_accuracy"]
+    assert measured["loss"] == pytest.approx(metrics["test/loss"], rel=1e-5)
+    assert metrics["test/accuracy"] > 0.7
+    # The untouched parts: what the student began with was the teacher's.
+    assert small.record.metrics["size/parameters"] < base.record.metrics["size/parameters"]
+
+
+def test_a_killed_stage_comes_to_the_same_weights(finished, tiny_bert, sentence_files, dqrm):
+    file, unbroken = finished
+    run = ("pipeline", "run", str(file), "output=again", "threads=1")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dqrm", *run, "stages.compress.save_minutes=1e-6"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + SECONDS
+    try:
+        while not list(Path("again").glob("small/work/compress-*/scratch/step-0000002*")):
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    resumed = dqrm(*run, "stages.compress.save_minutes=9")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert "going on at step" in resumed.stderr
+    ours = Path("again/small/stages/compress/model")
+    theirs = unbroken.stages[1].folder / "model"
+    for name in ("model.safetensors", "compression.safetensors"):
+        left, right = load_file(ours / name), load_file(theirs / name)
+        assert left.keys() == right.keys()
+        for key in left:
+            assert torch.equal(left[key], right[key]), key
+
+
+def test_faults_show_before_anything_runs(finished, dqrm, tiny_bert):
+    file, _ = finished
+    for override, message in (
+        ("stages.compress.layers=3", "compress.layers: 3 student layers cannot be spread over 2"),
+        ("stages.compress.layers=[0,2]", "layers 0, 2: must rise within 0 to 1"),
+        ("stages.compress.distill.map=[0,1]", "distill.map: it names 2 layers, and the student"),
+        ("stages.compress.distill.teacher=stage:prune", "distill.teacher=stage:prune: no earlier"),
+        ("stages.compress.distill.teacher=absent", "distill.teacher: absent: no such folder"),
+        ("stages.compress.transforms.0.match=bert.head", "transforms: match=bert.head: no Linear"),
+    ):
+        done = dqrm("pipeline", "validate", file, override)
+        assert done.exit_code == 2, override
+        assert message in done.stderr
+    plan = dqrm("pipeline", "run", file, "--dry-run", "output=planned")
+    assert plan.exit_code == 0, plan.stderr
