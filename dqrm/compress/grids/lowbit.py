@@ -5,10 +5,10 @@
     binary    code = sign(w) with sign(0) = +1,  scale = mean|w|
 
 The binary scale is the least-squares one; the ternary threshold is near it for weights that look
-normal or uniform. Means are over ``kept`` weights where that is given; others get code 0.
+normal or uniform. Means are over ``kept`` weights where that is given; others get code 0. A group
+with a NaN or an infinity has a scale that is NaN.
 """
 
-import torch
 from torch import Tensor
 
 from dqrm.compress.grids.symmetric import SMALLEST_MAX_ABS
@@ -25,13 +25,15 @@ def ternarize(view: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]
         kept: bool, as view.
     """
     magnitude = view.abs()
-    delta = TERNARY_THRESHOLD * _mean(magnitude, kept)
-    # Not "magnitude > delta": a NaN must not become a zero.
-    large = ~(magnitude <= delta)
     if kept is not None:
-        large &= kept
-    codes = _sign(view).mul_(large)
-    return codes, _mean(magnitude, large).clamp_min_(SMALLEST_MAX_ABS)
+        magnitude *= kept
+    mean = _mean(magnitude, kept)
+    # Products with 0 and 1 in place of masks: sums over booleans are ten times slower.
+    large = (magnitude > TERNARY_THRESHOLD * mean).to(view.dtype)
+    scale = magnitude.mul_(large).sum(dim=-1, keepdim=True)
+    scale /= large.sum(dim=-1, keepdim=True).clamp_min_(1)
+    # Nothing is larger than a threshold that is not finite; times 0 it is NaN.
+    return large.mul_(view.sign()), scale.clamp_min_(SMALLEST_MAX_ABS) + 0.0 * mean
 
 
 def binarize(view: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -41,21 +43,18 @@ def binarize(view: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
         view: float32 [..., size]; the last dimension is a group.
         kept: bool, as view.
     """
-    codes = _sign(view)
+    magnitude = view.abs()
+    codes = (view >= 0).to(view.dtype).mul_(2).sub_(1)
     if kept is not None:
-        codes.mul_(kept)
-    return codes, _mean(view.abs(), kept).clamp_min_(SMALLEST_MAX_ABS)
-
-
-def _sign(view: Tensor) -> Tensor:
-    """-1 or 1, NaN for NaN."""
-    signs = torch.where(view < 0, -1.0, 1.0)
-    return torch.where(view.isnan(), view, signs)
+        magnitude *= kept
+        codes *= kept
+    mean = _mean(magnitude, kept)
+    return codes, mean.clamp_min(SMALLEST_MAX_ABS) + 0.0 * mean
 
 
 def _mean(magnitude: Tensor, kept: Tensor | None) -> Tensor:
-    """Means over the kept of each group, 0 of none, [..., 1]."""
+    """Means of each group over its kept weights, others being 0; 0 of none. [..., 1]."""
+    total = magnitude.sum(dim=-1, keepdim=True)
     if kept is None:
-        return magnitude.mean(dim=-1, keepdim=True)
-    count = kept.sum(dim=-1, keepdim=True).clamp_min_(1)
-    return torch.where(kept, magnitude, 0.0).sum(dim=-1, keepdim=True) / count
+        return total / max(1, magnitude.shape[-1])
+    return total / kept.to(magnitude.dtype).sum(dim=-1, keepdim=True).clamp_min_(1)

@@ -16,6 +16,7 @@ from dqrm.compress.grids import symmetric
 from dqrm.compress.grids.granularity import Granularity
 from dqrm.compress.grids.lowbit import binarize, ternarize
 from dqrm.compress.grids.nm import NM
+from dqrm.compress.grids.rounding import Rounding
 
 Grid = Literal["symmetric", "ternary", "binary", "fp32"]
 
@@ -50,6 +51,7 @@ def fit(
     bits: int,
     granularity: Granularity,
     kept: Tensor | None = None,
+    rounding: Rounding = "nearest",
 ) -> tuple[Tensor, Tensor]:
     """Return the codes of ``weight`` (as weight) and their scales, both float32.
 
@@ -59,6 +61,7 @@ def fit(
         bits: of a code.
         granularity: of the scales.
         kept: bool, as weight: scales are those of these, other codes are 0.
+        rounding: of the symmetric grid.
     """
     view = granularity.view(weight)
     valid = granularity.filled(weight.shape)
@@ -69,7 +72,7 @@ def fit(
         if kept is not None:
             view = torch.where(granularity.view(kept), view, 0.0)
         scale = symmetric.scale_of(max_abs(view), largest)
-        codes = symmetric.quantize(view, scale, largest)
+        codes = symmetric.quantize(view, scale, largest, rounding)
     else:
         codes, scale = (ternarize if grid == "ternary" else binarize)(view, valid)
     return granularity.restore(codes, weight.shape), scale

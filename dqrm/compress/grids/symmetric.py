@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dqrm.compress.grids.rounding import Rounding, round_codes
+
 SMALLEST_MAX_ABS = 1e-8
 """Stands in for the range of all-zero weights (same constant as the paper's code)."""
 
@@ -32,9 +34,11 @@ def scale_of(max_abs: Tensor, largest: Tensor | int) -> Tensor:
     return max_abs.clamp_min(SMALLEST_MAX_ABS) / largest
 
 
-def quantize(weight: Tensor, scale: Tensor, largest: Tensor | int) -> Tensor:
+def quantize(
+    weight: Tensor, scale: Tensor, largest: Tensor | int, rounding: Rounding = "nearest"
+) -> Tensor:
     """Return integer codes in float32, in [-largest-1, largest]; scale broadcasts to weight."""
-    codes = (weight / scale).round_()
+    codes = round_codes(weight / scale, rounding)
     if isinstance(largest, int):
         codes = codes.clamp_(-largest - 1, largest)
     else:

@@ -9,7 +9,7 @@ transforms:
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from dqrm.settings import Settings
 
@@ -37,6 +37,9 @@ class WeightGrid(Settings):
 
     groups: PositiveInt | None = None
     """Groups of rows of a weight that share a scale: quantize_groups of DeepSpeed."""
+
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    """In training, of a symmetric grid; what is evaluated and kept is rounded to nearest."""
 
     @model_validator(mode="after")
     def _fits(self) -> "WeightGrid":
@@ -69,6 +72,40 @@ class ActivationGrid(Settings):
     """One scale a token, taken from it: dynamic quantization."""
 
 
+class BitSchedule(Settings):
+    """Bits that go down to the weight's while training: MoQ of DeepSpeed.
+
+    They change in the steps period, 2 period, 4 period, ... after offset; the last change must lie
+    within the training.
+    """
+
+    start: int = Field(ge=2, le=16)
+    """Bits at first."""
+
+    period: PositiveInt
+    """Steps until bits first go down."""
+
+    offset: NonNegativeInt = 0
+    """Steps at the beginning in which weights are not quantized."""
+
+    mix_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
+    """After each change the weight is part FP32, less by this share every step; 0: not at all.
+    DeepSpeed's quantize_change_ratio."""
+
+    sensitivity: Literal["eigenvalue"] | None = None
+    """eigenvalue makes the periods of a block up to 5 times as long, by the largest curvature of
+    the loss along its weights."""
+
+    mixed_end: bool = False
+    """Whether sensitive blocks may end with more bits than the target."""
+
+    @model_validator(mode="after")
+    def _mixes_by_sensitivity(self) -> "BitSchedule":
+        if self.mixed_end and self.sensitivity is None:
+            raise ValueError("mixed_end is for blocks of different sensitivity; set sensitivity")
+        return self
+
+
 class QuantTransform(Settings):
     """Quantization-aware training of layers and embeddings."""
 
@@ -83,25 +120,169 @@ class QuantTransform(Settings):
     act: ActivationGrid | None = None
     """None leaves inputs as they are."""
 
+    schedule: BitSchedule | None = None
+    """None has the weight's bits from the first step on."""
+
     @model_validator(mode="after")
     def _does_something(self) -> "QuantTransform":
         if self.weight is None and self.act is None:
             raise ValueError("set weight, act or both: neither is quantized")
         return self
 
+    @model_validator(mode="after")
+    def _bits_go_down(self) -> "QuantTransform":
+        if self.schedule is None:
+            return self
+        if self.weight is None:
+            raise ValueError("schedule is for the bits of weights; set weight")
+        if self.schedule.start < self.weight.bits:
+            raise ValueError(
+                f"schedule.start={self.schedule.start}: must be weight.bits={self.weight.bits} "
+                "or more"
+            )
+        if self.weight.grid in ("ternary", "binary"):
+            raise ValueError(f"a {self.weight.grid} grid has no bits to lower; leave grid out")
+        return self
+
     def transforms(self) -> "list[Transform]":
         """Return what it stands for."""
+        from dqrm.compress.schedules import MoqBits
         from dqrm.compress.transforms.activations import QuantizeActivations
         from dqrm.compress.transforms.weights import QuantizeWeights
 
-        match = (self.match,) if isinstance(self.match, str) else self.match
         made: list[Transform] = []
-        if self.weight is not None:
-            weight = self.weight
-            made.append(QuantizeWeights(match, weight.bits, weight.granularity(), weight.grid))
+        weight, schedule = self.weight, self.schedule
+        if weight is not None:
+            bits = None
+            if schedule is not None:
+                periods = schedule.period, schedule.offset, schedule.mix_ratio
+                bits = MoqBits(schedule.start, weight.bits, *periods)
+            made.append(
+                QuantizeWeights(
+                    patterns(self.match),
+                    weight.bits,
+                    weight.granularity(),
+                    weight.grid,
+                    rounding=weight.rounding,
+                    schedule=bits,
+                    sensitivity=schedule is not None and schedule.sensitivity is not None,
+                    mixed_end=schedule is not None and schedule.mixed_end,
+                )
+            )
         if self.act is not None:
-            made.append(QuantizeActivations(match, self.act.bits))
+            made.append(QuantizeActivations(patterns(self.match), self.act.bits))
         return made
 
 
-TransformConfig = Annotated[QuantTransform, Field()]
+class NMTransform(Settings):
+    """N:M sparsity of linear layers: of every group of inputs, some keep their weight."""
+
+    kind: Literal["nm"]
+
+    match: Patterns
+    """Names of the modules, as regular expressions of whole names."""
+
+    keep: PositiveInt = 2
+    """Weights of a group that stay."""
+
+    group: PositiveInt = 4
+    """Weights of a group."""
+
+    via: Literal["one_shot", "sr_ste", "admm"] = "admm"
+    """one_shot: the largest magnitudes before training, as NVIDIA's ASP. sr_ste: masks taken anew
+    at every step (arXiv 2102.04010). admm: weights pulled to the pattern (arXiv 2110.15766)."""
+
+    polish: float = Field(default=0.3, gt=0.0, lt=1.0)
+    """Share of the steps, at the end, with the masks fixed. one_shot fixes them from the start."""
+
+    rho: NonNegativeFloat = 1000.0
+    """admm: strength of the pull at the end of the search. Decoupled it is in units of 1 / lr; with
+    coupling=grad, some 1e-3."""
+
+    coupling: Literal["decoupled", "grad"] = "decoupled"
+    """admm: pull after the optimizer's step, or as a part of the gradient."""
+
+    ramp: Literal["constant", "linear", "geometric"] = "linear"
+    """admm: how rho grows, from dual update to dual update."""
+
+    updates: PositiveInt = 12
+    """admm: dual updates of the whole search."""
+
+    joint: bool = False
+    """admm: project to the pattern and the weight grid of the same modules at once."""
+
+    decay: NonNegativeFloat = 2e-4
+    """sr_ste: pull of weights outside the mask to zero."""
+
+    @model_validator(mode="after")
+    def _keeps_some(self) -> "NMTransform":
+        if self.keep >= self.group:
+            raise ValueError(f"keep={self.keep}: must be below group={self.group}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_way(self) -> "NMTransform":
+        of = {
+            "one_shot": (),
+            "sr_ste": ("polish", "decay"),
+            "admm": ("polish", "rho", "coupling", "ramp", "updates", "joint"),
+        }
+        all_ways = {field for fields in of.values() for field in fields}
+        for field in sorted(all_ways & self.model_fields_set - set(of[self.via])):
+            raise ValueError(f"{field} has no effect with via={self.via}; leave it out")
+        return self
+
+    def transforms(self) -> "list[Transform]":
+        """Return what it stands for."""
+        from dqrm.compress.grids.nm import NM
+        from dqrm.compress.transforms.admm import Admm
+        from dqrm.compress.transforms.sparsify import OneShot, SrSte
+
+        match, pattern = patterns(self.match), NM(self.keep, self.group)
+        if self.via == "one_shot":
+            return [OneShot(match, pattern)]
+        if self.via == "sr_ste":
+            return [SrSte(match, pattern, self.decay, self.polish)]
+        return [
+            Admm(
+                match,
+                pattern,
+                self.rho,
+                coupling=self.coupling,
+                ramp=self.ramp,
+                updates=self.updates,
+                polish=self.polish,
+                joint=self.joint,
+            )
+        ]
+
+
+class LayersTransform(Settings):
+    """Layer reduction: some layers stay, the others leave the model."""
+
+    kind: Literal["layers"]
+
+    path: str
+    """Of the list of layers, as in bert.encoder.layer."""
+
+    layers: tuple[NonNegativeInt, ...] = Field(min_length=1)
+    """Numbers of the layers that stay, from 0: teacher_layer of DeepSpeed."""
+
+    count: str | None = None
+    """Attribute of the model that says how many there are, as in config.num_hidden_layers."""
+
+    def transforms(self) -> "list[Transform]":
+        """Return what it stands for."""
+        from dqrm.compress.transforms.layers import LayerReduction
+
+        return [LayerReduction(self.path, self.layers, self.count)]
+
+
+TransformConfig = Annotated[
+    QuantTransform | NMTransform | LayersTransform, Field(discriminator="kind")
+]
+
+
+def patterns(match: Patterns) -> tuple[str, ...]:
+    """Return the regular expressions of a ``match``."""
+    return (match,) if isinstance(match, str) else match

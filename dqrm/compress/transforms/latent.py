@@ -77,8 +77,8 @@ def settle(module: nn.Module) -> None:
     for step in steps:
         record = step.described(record, value)
         value = step(value)
-    module.train(training)
     parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    module.train(training)
     earlier = weight_record(module)
     if earlier is not None:
         record = replace(record, activation_bits=earlier.activation_bits)

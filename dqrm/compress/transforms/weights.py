@@ -1,6 +1,6 @@
 """Training on weight grids: linear layers by parametrization, embeddings by looked-up rows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -8,26 +8,30 @@ import torch
 from torch import Tensor, nn
 
 from dqrm.compress.grids.granularity import Granularity
-from dqrm.compress.grids.record import (
-    Grid,
-    WeightRecord,
-    dequantize,
-    fit,
-    set_weight_record,
-    weight_record,
-)
+from dqrm.compress.grids.record import Grid, WeightRecord, dequantize, fit
+from dqrm.compress.grids.rounding import Rounding
+from dqrm.compress.schedules import BitsState, MoqBits, period_factor
 from dqrm.compress.transforms.base import Transform, matching_modules
 from dqrm.compress.transforms.latent import WeightStep, add_step, settle
+from dqrm.compress.transforms.patterns import NMStep, pattern_step
+from dqrm.compress.transforms.rows import check_rows, quantize_rows_of, settle_rows
 
 
 class QuantizeWeights(Transform):
     """Fake-quantizes weights; gradients pass straight through.
 
+    Of an embedding only the rows that are looked up are quantized, each with its own scale.
+
     Args:
         match: patterns of the names of linear layers and embeddings.
-        bits: of a code: 1 is binary and 2 ternary unless ``grid`` says otherwise.
-        grid: None takes it from the bits.
+        bits: of a code, in the end. 1 is binary and 2 ternary unless ``grid`` says otherwise.
         granularity: of the scales; an embedding's are per row or k_groups.
+        grid: None takes it from the bits.
+        rounding: in training; what is evaluated and frozen is rounded to nearest.
+        schedule: leads to ``bits``; None has them from the first step on.
+        sensitivity: whether :meth:`set_sensitivity` will tell how careful to be with each weight.
+        mixed_end: whether a sensitive weight may end with more bits than the target; otherwise
+            sensitivities that lead to it are refused.
     """
 
     order = 2
@@ -38,65 +42,198 @@ class QuantizeWeights(Transform):
         bits: int,
         granularity: Granularity = Granularity("row"),  # noqa: B008
         grid: Grid | None = None,
+        *,
+        rounding: Rounding = "nearest",
+        schedule: MoqBits | None = None,
+        sensitivity: bool = False,
+        mixed_end: bool = False,
     ) -> None:
+        if schedule is not None and schedule.target != bits:
+            raise ValueError(f"the schedule leads to {schedule.target} bits, not to {bits}")
+        if sensitivity and schedule is None:
+            raise ValueError("sensitivity changes the periods of a schedule, and there is none")
         self.match = tuple(match)
-        self.bits = bits
+        self.schedule = schedule or MoqBits(bits, bits, 1)
         self.granularity = granularity
         self.grid = grid
+        self.rounding = rounding
+        self.sensitivity = sensitivity
+        self.mixed_end = mixed_end
         self._steps: dict[str, FakeQuantizeWeight] = {}
         self._modules: dict[str, nn.Module] = {}
+        self._states: dict[str, BitsState] = {}
+        self._factors: dict[str, int] = {}
+        self._total = 0
 
     def attach(self, model: nn.Module, steps: int) -> None:
         """Put the grid behind what else is done to the weights."""
-        modules = matching_modules(model, self.match, (nn.Linear, nn.Embedding))
-        for name, module in modules.items():
-            step = FakeQuantizeWeight(self.granularity, self.bits, self.grid)
+        self.schedule.check(steps)
+        self._total = steps
+        self._modules = matching_modules(model, self.match, (nn.Linear, nn.Embedding))
+        for name, module in self._modules.items():
+            step = FakeQuantizeWeight(self.granularity, self.grid, self.rounding)
             self._steps[name] = step
-            self._modules[name] = module
+            self._states[name] = self.schedule.begin()
             if isinstance(module, nn.Embedding):
-                _quantize_rows(module, step)
+                check_rows(name, module, self.granularity)
+                quantize_rows_of(module, step)
             else:
+                step.follow(pattern_step(module))
                 add_step(model, name, step)
+        self._show(0)
+
+    def before_forward(self, step: int) -> None:
+        """Take bits down where that is due."""
+        if self.sensitivity and not self._factors and step >= self.schedule.offset:
+            raise RuntimeError("the schedule's sensitivity was never told: call set_sensitivity")
+        for name, state in self._states.items():
+            state.advance(self.schedule, step, self._factors.get(name, 1))
+        self._show(step)
+
+    def set_sensitivity(self, values: Mapping[str, float]) -> None:
+        """Tell how sensitive weights are; it counts from the next change of bits on.
+
+        Args:
+            values: from 0 to 1 by module: the largest curvature of its block as a share of the
+                largest of all; 0 where it could not be found.
+
+        Raises:
+            ValueError: a module is missing, or bits would not reach the target in time.
+        """
+        missing = sorted(set(self._modules) - set(values))
+        if missing:
+            raise ValueError(f"no sensitivity of {', '.join(missing)}")
+        factors = {name: period_factor(values[name]) for name in self._modules}
+        for name, factor in factors.items():
+            if not self.mixed_end:
+                self._check_end(name, factor)
+        self._factors = factors
+
+    def _check_end(self, name: str, factor: int) -> None:
+        ahead = replace(self._states[name])
+        while ahead.bits > self.schedule.target:
+            ahead.advance(self.schedule, self.schedule.offset + ahead.period, factor)
+        if ahead.changed >= self._total:
+            raise ValueError(
+                f"{name}: with factor {factor} its bits reach {self.schedule.target} in step "
+                f"{ahead.changed:,}, but training has {self._total:,} steps; lower period or "
+                "start, or allow a mixed_end"
+            )
+
+    def _show(self, step: int) -> None:
+        for name, state in self._states.items():
+            self._steps[name].bits = state.bits
+            self._steps[name].mix = state.mix(self.schedule, step)
 
     def freeze(self) -> None:
-        """Put the weights on the grid for good."""
+        """Put the weights on the grid for good.
+
+        Raises:
+            RuntimeError: weights are still part FP32.
+        """
+        if any(step.mix for step in self._steps.values()):
+            raise RuntimeError("weights are still part FP32; train until bits have settled")
         for name, module in self._modules.items():
             if isinstance(module, nn.Embedding):
-                _settle_rows(module, self._steps[name])
+                settle_rows(module, self._steps[name])
             else:
                 settle(module)
 
+    def finished(self) -> bool:
+        """Return whether all bits are those of the end, and nothing is FP32 any more."""
+        schedule, end = self.schedule, self._total
+        settled = all(
+            state.bits == schedule.target or schedule.offset + state.period >= end
+            for state in self._states.values()
+        )
+        return settled and not any(step.mix for step in self._steps.values())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return where the bits of each weight are."""
+        factors = {f"{name}.factor": torch.tensor(f) for name, f in self._factors.items()}
+        states = {f"{name}.bits": state.tensor() for name, state in self._states.items()}
+        shown = {
+            f"{name}.mix": torch.tensor(step.mix, dtype=torch.float64)
+            for name, step in self._steps.items()
+        }
+        return {**factors, **states, **shown}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from ``state``."""
+        wanted = {f"{name}.{part}" for name in self._modules for part in ("bits", "mix")}
+        factors = {f"{name}.factor" for name in self._modules}
+        if not wanted <= set(state) <= wanted | factors:
+            raise ValueError("the state is that of other modules")
+        for name, step in self._steps.items():
+            self._states[name] = BitsState.of(state[f"{name}.bits"])
+            step.bits = self._states[name].bits
+            step.mix = state[f"{name}.mix"].item()
+        self._factors = {
+            name: int(state[f"{name}.factor"])
+            for name in self._modules
+            if f"{name}.factor" in state
+        }
+
     def metrics(self) -> dict[str, float]:
-        """The mean bits of a weight."""
-        sizes = [module.weight.numel() for module in self._modules.values()]  # type: ignore[operator]
-        bits = [step.bits for step in self._steps.values()]
-        total = sum(size * b for size, b in zip(sizes, bits, strict=True))
-        return {"bits/mean": total / sum(sizes)}
+        """Return the mean bits of a weight, and how much of the weights is FP32 still."""
+        sizes = {name: module.weight.numel() for name, module in self._modules.items()}  # type: ignore[operator]
+        bits = sum(sizes[name] * step.bits for name, step in self._steps.items())
+        mix = sum(sizes[name] * step.mix for name, step in self._steps.items())
+        total = sum(sizes.values())
+        return {"bits/mean": bits / total, "bits/fp32_share": mix / total}
 
 
 def grid_of(bits: int, grid: Grid | None = None) -> Grid:
     """Return the grid of a number of bits: binary of 1, ternary of 2, else symmetric."""
-    return grid or {1: "binary", 2: "ternary"}.get(bits, "symmetric")  # type: ignore[return-value]
+    if grid is not None:
+        return grid
+    if bits > 2:
+        return "symmetric"
+    return "ternary" if bits == 2 else "binary"
 
 
 class FakeQuantizeWeight(WeightStep):
     """The step that puts a weight on a grid."""
 
-    def __init__(self, granularity: Granularity, bits: int, grid: Grid | None) -> None:
+    def __init__(
+        self,
+        granularity: Granularity,
+        grid: Grid | None = None,
+        rounding: Rounding = "nearest",
+        bits: int = 8,
+    ) -> None:
         super().__init__()
         self.granularity = granularity
-        self.bits = bits
         self.grid = grid
+        self.rounding = rounding
+        self.bits = bits
+        self.mix = 0.0
+        """Share of FP32 in the value."""
+        # A list hides the step from torch: it is a part of the weight, not of this one.
+        self._patterns: list[NMStep] = []
+
+    @property
+    def current_grid(self) -> Grid:
+        """The grid of the present bits."""
+        return grid_of(self.bits, self.grid)
+
+    def follow(self, pattern: NMStep | None) -> None:
+        """Fit scales to the weights that ``pattern``, the step before, keeps."""
+        self._patterns = [] if pattern is None else [pattern]
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the weight on the grid, with the gradient passed straight through."""
+        if self.mix == 1.0:
+            return weight
         value: Tensor = _StraightThrough.apply(weight, self)  # type: ignore[no-untyped-call]
         return value
 
     def quantized(self, weight: Tensor) -> tuple[Tensor, WeightRecord]:
-        """Return the value of ``weight`` on the grid and how it is to be stored."""
-        grid = grid_of(self.bits, self.grid)
-        codes, scale = fit(weight, grid, self.bits, self.granularity)
+        """Return the value of ``weight`` [R, ...] on the grid and how it is to be stored."""
+        grid = self.current_grid
+        kept = self._patterns[0].mask if self._patterns else None
+        rounding = self.rounding if self.training else "nearest"
+        codes, scale = fit(weight, grid, self.bits, self.granularity, kept, rounding)
         record = WeightRecord(grid, self.bits, self.granularity, scale)
         return dequantize(codes, record), record
 
@@ -109,39 +246,9 @@ class FakeQuantizeWeight(WeightStep):
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, step: FakeQuantizeWeight) -> Tensor:
-        return step.quantized(weight)[0]
+        value, _ = step.quantized(weight)
+        return torch.lerp(value, weight, step.mix) if step.mix else value
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         return grad_outputs[0], None
-
-
-_HOOK = "_row_quantizer"
-
-
-def _quantize_rows(module: nn.Embedding, step: FakeQuantizeWeight) -> None:
-    """Quantize looked-up rows: no other row's scale matters, no copy of the table is made."""
-    if step.granularity.kind not in ("row", "k_groups"):
-        raise ValueError(
-            f"scales of an embedding are per row or of groups of columns, not {step.granularity}"
-        )
-    if hasattr(module, _HOOK) or weight_record(module) is not None:
-        raise ValueError("two transforms of one kind match an embedding")
-
-    def quantize(module: nn.Module, inputs: Any, rows: Tensor) -> Tensor:
-        value: Tensor = step(rows.reshape(-1, rows.shape[-1]))
-        return value.view(rows.shape)
-
-    setattr(module, _HOOK, module.register_forward_hook(quantize))
-
-
-@torch.no_grad()
-def _settle_rows(module: nn.Embedding, step: FakeQuantizeWeight) -> None:
-    hook = getattr(module, _HOOK, None)
-    if hook is None:
-        return
-    hook.remove()
-    delattr(module, _HOOK)
-    value, record = step.quantized(module.weight)
-    module.weight.copy_(value)
-    set_weight_record(module, record)

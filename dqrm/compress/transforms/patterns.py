@@ -1,0 +1,54 @@
+"""The step that zeroes the weights an N:M pattern does not keep."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dqrm.compress.grids.nm import NM
+from dqrm.compress.grids.record import WeightRecord
+from dqrm.compress.transforms.latent import WeightStep, weight_steps
+
+
+class NMStep(WeightStep):
+    """Keeps the weights of ``mask``, or all of them while there is none.
+
+    Args:
+        pattern: of the mask.
+        dynamic: take the mask from the weight at every forward and pass gradients straight
+            through; otherwise gradients are those of the weights that are kept.
+    """
+
+    def __init__(self, pattern: NM, *, dynamic: bool = False) -> None:
+        super().__init__()
+        self.pattern = pattern
+        self.dynamic = dynamic
+        self.mask: Tensor | None = None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the weights that are kept, 0 for others."""
+        if self.dynamic:
+            self.mask = self.pattern.mask(weight)
+            value: Tensor = _Kept.apply(weight, self.mask)  # type: ignore[no-untyped-call]
+            return value
+        return weight if self.mask is None else torch.where(self.mask, weight, 0.0)
+
+    def described(self, record: WeightRecord, before: Tensor) -> WeightRecord:
+        """Return ``record`` with the pattern."""
+        return replace(record, mask=self.pattern)
+
+
+def pattern_step(module: nn.Module) -> NMStep | None:
+    """Return the step of a module's pattern, if it has one."""
+    return next((step for step in weight_steps(module) if isinstance(step, NMStep)), None)
+
+
+class _Kept(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
+        return torch.where(mask, weight, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return grad_outputs[0], None

@@ -1,0 +1,68 @@
+"""Rows of an embedding on a grid: those that are looked up while training, all when frozen.
+
+A row's scales depend on the row alone. So quantizing what was looked up gives what looking up in a
+quantized table would, without a copy of the table at every step.
+"""
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dqrm.compress.grids.granularity import Granularity
+from dqrm.compress.grids.record import WeightRecord, set_weight_record, weight_record
+
+_HOOK = "_row_quantizer"
+
+
+class RowStep(Protocol):
+    """Puts rows on a grid."""
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return ``rows`` [N, D] on the grid, with a gradient."""
+
+    def quantized(self, weight: Tensor) -> tuple[Tensor, WeightRecord]:
+        """Return all rows [R, D] on the grid and how they are to be stored."""
+
+    def train(self, mode: bool = True) -> Any:
+        """Say whether the rows are trained."""
+
+
+def check_rows(name: str, module: nn.Embedding, granularity: Granularity) -> None:
+    """Refuse an embedding whose rows cannot be quantized one by one.
+
+    Raises:
+        ValueError: rows share scales, or were quantized before.
+    """
+    if granularity.kind not in ("row", "k_groups"):
+        raise ValueError(
+            f"{name}: scales of an embedding are per row or of groups of columns, not {granularity}"
+        )
+    if hasattr(module, _HOOK):
+        raise ValueError(f"{name}: two transforms of one kind match it")
+    if weight_record(module) is not None:
+        raise ValueError(f"{name}: its weight was compressed before")
+
+
+def quantize_rows_of(module: nn.Embedding, step: RowStep) -> None:
+    """Quantize looked-up rows from now on."""
+
+    def quantize(module: nn.Module, inputs: Any, rows: Tensor) -> Tensor:
+        step.train(module.training)
+        return step(rows.reshape(-1, rows.shape[-1])).view(rows.shape)
+
+    setattr(module, _HOOK, module.register_forward_hook(quantize))
+
+
+@torch.no_grad()
+def settle_rows(module: nn.Embedding, step: RowStep) -> None:
+    """Put the whole table on the grid and record it; again has no effect."""
+    hook = getattr(module, _HOOK, None)
+    if hook is None:
+        return
+    hook.remove()
+    delattr(module, _HOOK)
+    step.train(False)
+    value, record = step.quantized(module.weight)
+    module.weight.copy_(value)
+    set_weight_record(module, record)
