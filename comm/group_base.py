@@ -148,7 +148,7 @@ class GroupBase(_ProcessGroup):  # type: ignore[misc]
             except RuntimeError as error:
                 if isinstance(error, MismatchError):
                     raise
-                raise self._explain(error, name, number, self._ranks) from error
+                raise self._explain(error, name, number) from error
         return number
 
     def _work(
@@ -160,7 +160,7 @@ class GroupBase(_ProcessGroup):  # type: ignore[misc]
             started.pendings,
             started.finish,
             results,
-            lambda error: self._explain(error, name, number, self._ranks),
+            lambda error: self._explain(error, name, number),
         )
         if getattr(opts, "asyncOp", True):
             work.attend()
@@ -174,15 +174,18 @@ class GroupBase(_ProcessGroup):  # type: ignore[misc]
         finish: Sequence[Finish],
         results: list[Tensor],
     ) -> WatchedWork:
-        ranks = [self._ranks[peer]]
         work = WatchedWork(
-            what, [pending], finish, results, lambda error: self._explain(error, what, None, ranks)
+            what,
+            [pending],
+            finish,
+            results,
+            lambda error: self._explain(error, what, None, self._ranks[peer]),
         )
         work.attend()
         return work
 
     def _explain(
-        self, error: Exception, what: str, number: int | None, ranks: Sequence[int]
+        self, error: Exception, what: str, number: int | None, peer: int | None = None
     ) -> Exception:
         """The reason for a failure, found once for the whole group."""
         with self._failure_lock:
@@ -192,7 +195,7 @@ class GroupBase(_ProcessGroup):  # type: ignore[misc]
                 place = f"{what} {number}" if number is not None else what
                 over = self.name().removeprefix("watched_")
                 text = f"{place} over {over} failed (time-out {self._timeout:g} s; {reason})"
-                self._failure = self._presence.explain(self._key, number, ranks, text)
+                self._failure = self._presence.explain(self._key, number, self._ranks, text, peer)
                 self._transport.abort(str(self._failure))
             return self._failure
 

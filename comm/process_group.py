@@ -32,7 +32,13 @@ DEFAULT_TIMEOUT_SECONDS: Final = 600.0
 _NAMES: Final = {"ccl": "ccl", "gloo": "watched_gloo", "ccl-intel": "ccl"}
 
 _log = logging.getLogger(__name__)
-_state: Final[dict[str, Any]] = {"presence": None, "check": None, "timeout": None, "joined": 0}
+_state: Final[dict[str, Any]] = {
+    "presence": None,
+    "check": None,
+    "timeout": None,
+    "joined": 0,
+    "keeper": 0,
+}
 
 
 def init(
@@ -67,6 +73,7 @@ def init(
     own = int(os.environ["RANK"]) if rank is None else rank
     size = int(os.environ["WORLD_SIZE"]) if world_size is None else world_size
     base = _open_store(own, size, timeout) if store is None else store
+    _state["keeper"] = 0 if store is None else None
     # Joining again on the same store must not meet the keys of the first time.
     _state["joined"] += 1
     fresh = PrefixStore(f"dqrm/{_state['joined']}", base)
@@ -180,7 +187,7 @@ def _presence_for(
     current: Presence | None = _state["presence"]
     if not whole_world and current is not None and not current.stopped:
         return current, False
-    presence = Presence(store, rank, timeout)
+    presence = Presence(store, rank, timeout, None if _launched() else _state["keeper"])
     atexit.register(presence.stop)
     if whole_world:
         _state["presence"] = presence
@@ -190,7 +197,7 @@ def _presence_for(
 def _open_store(rank: int, size: int, timeout: float) -> Store:
     """Connect to the store that torch's launcher keeps, or else rank 0."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    launched = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    launched = _launched()
     try:
         return TCPStore(
             host,
@@ -206,3 +213,8 @@ def _open_store(rank: int, size: int, timeout: float) -> Store:
         if launched:
             raise ExchangeError(f"{where}: the launcher, which keeps it, is gone") from error
         raise MissingRanksError(f"{where}: rank 0, which keeps it, did not arrive", [0]) from error
+
+
+def _launched() -> bool:
+    """Whether torch's launcher started this process, and so keeps the store."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

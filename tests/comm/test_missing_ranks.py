@@ -2,7 +2,9 @@
 
 import os
 import signal
+import socket
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -191,3 +193,74 @@ def test_leaving_does_not_wait_for_the_dead(backend: str, dead: int) -> None:
         leave_after_a_death, 3, backend=backend, timeout=30, operation_timeout=4, dead=dead
     )
     assert [outcome.exit_code for outcome in outcomes if outcome.rank != dead] == [0, 0]
+
+
+def need(lost: int, how: str, rank: int, size: int) -> None:
+    """Do what cannot end without the lost rank."""
+    tensor = torch.ones(1000)
+    if lost == 0:
+        dist.all_reduce(tensor)
+    elif how == "killed":
+        # Leaves of the tree end early or late: some wait here, others in the next collective.
+        dist.broadcast(tensor, src=size - 1)
+        dist.all_reduce(tensor)
+    else:
+        # Only one rank waits for the lost one itself, the next waits for that one.
+        dist.recv(tensor, src=(rank - 1) % size)
+        dist.send(tensor, dst=(rank + 1) % size)
+
+
+def lose_one_of_many(
+    rank: int, size: int, *, over: str, how: str, lost: int, folder: str
+) -> tuple[str, tuple[int, ...], float, float]:
+    """What is told when a rank is lost on which only some wait, or that keeps the store."""
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+    os.environ["MASTER_PORT"] = Path(folder, "port").read_text(encoding="ascii")
+    process_group.init(over, timeout=TIMEOUT)
+    dist.barrier()
+    if rank == lost:
+        if how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        Path(folder, "stopped").write_text(str(os.getpid()), encoding="ascii")
+        os.kill(os.getpid(), signal.SIGSTOP)
+    start = time.monotonic()
+    with pytest.raises(MissingRanksError) as caught:
+        need(lost, how, rank, size)
+    waited = time.monotonic() - start
+    start = time.monotonic()
+    dist.destroy_process_group()
+    left = time.monotonic() - start
+    Path(folder, f"left-{rank}").touch()
+    if how == "stopped" and len(list(Path(folder).glob("left-*"))) == size - 1:
+        os.kill(int(Path(folder, "stopped").read_text(encoding="ascii")), signal.SIGKILL)
+    return str(caught.value), caught.value.ranks, waited, left
+
+
+@pytest.mark.parametrize(
+    ("how", "lost", "said"),
+    [
+        ("killed", 0, "rank 0, which keeps it, ended or is stopped"),
+        ("stopped", 0, "rank 0, which keeps it, ended or is stopped"),
+        ("killed", 1, "rank 1 gave no sign of life"),
+        ("stopped", 1, "rank 1 gave no sign of life"),
+    ],
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_the_lost_rank_is_named_by_all(
+    backend: str, how: str, lost: int, said: str, tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        (tmp_path / "port").write_text(str(free.getsockname()[1]), encoding="ascii")
+    outcomes = run_ranks(
+        lose_one_of_many, 4, backend=None, timeout=40,
+        over=backend, how=how, lost=lost, folder=str(tmp_path),
+    )  # fmt: skip
+    assert outcomes[lost].exit_code == -signal.SIGKILL
+    for outcome in outcomes[:lost] + outcomes[lost + 1 :]:
+        assert outcome.returned, outcome.error
+        text, ranks, waited, left = outcome.result
+        assert said in text
+        assert ranks == (lost,)
+        assert waited < TIMEOUT + 1
+        assert left < TIMEOUT
