@@ -3,8 +3,6 @@
 A hook that waits inside a callback hangs here with three buckets; the watchdog would end it.
 """
 
-from typing import Any
-
 import pytest
 import torch
 from backends_here import BACKENDS
@@ -24,14 +22,6 @@ def network() -> nn.Sequential:
     for _ in range(5):
         layers += [nn.Linear(48, 48), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(48, 1))
-
-
-def wrapped(module: nn.Module, **arguments: Any) -> DistributedDataParallel:
-    """Over the default group's backend; Gloo's own, where that is Gloo, which DDP looks for."""
-    group = None
-    if distributed.get_backend() != "ccl":
-        group = distributed.new_group(backend="gloo")
-    return DistributedDataParallel(module, process_group=group, **arguments)
 
 
 def batch(rank: int, step: int) -> Tensor:
@@ -56,7 +46,7 @@ def trained(ddp: nn.Module, rank: int, lr: float = 0.05) -> list[Tensor]:
 def hooked(
     rank: int, policy: Policy, group: distributed.ProcessGroup, buckets: list[int], view: bool
 ) -> tuple[list[Tensor], Exchange]:
-    ddp = wrapped(network(), bucket_cap_mb=0.006, gradient_as_bucket_view=view)
+    ddp = DistributedDataParallel(network(), bucket_cap_mb=0.006, gradient_as_bucket_view=view)
     exchange = exchange_for(ddp.module, policy, group)
 
     def counted(state: HookState, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
@@ -72,7 +62,7 @@ def hooked(
 
 def hooks_work(rank: int, world: int) -> None:
     group = distributed.new_group()
-    expected = trained(wrapped(network()), rank)
+    expected = trained(DistributedDataParallel(network()), rank)
     for view in (False, True):
         buckets: list[int] = []
         weights, exchange = hooked(rank, Policy([("*", Recipe(Cast()))]), group, buckets, view)
@@ -96,7 +86,7 @@ def hooks_work(rank: int, world: int) -> None:
 
 
 def a_bad_gradient_ends_the_backward_pass(rank: int, world: int) -> None:
-    ddp = wrapped(network())
+    ddp = DistributedDataParallel(network())
     exchange = exchange_for(ddp.module, Policy([("*", Recipe(Blocks()))]), distributed.new_group())
     register(ddp, exchange)
     inputs = batch(rank, 0)

@@ -24,7 +24,8 @@ def model() -> nn.Module:
 def batches() -> tuple[Tensor, Tensor]:
     """Of every step, 12 rows: divisible by 1 to 4 ranks."""
     generator = torch.Generator().manual_seed(6)
-    return torch.randn(STEPS, 12, 20, generator=generator), torch.randn(STEPS, 12, 1)
+    inputs = torch.randn(STEPS, 12, 20, generator=generator)
+    return inputs, torch.randn(STEPS, 12, 1, generator=generator)
 
 
 def train(trained: nn.Module, inputs: Tensor, targets: Tensor) -> list[Tensor]:
@@ -36,18 +37,23 @@ def train(trained: nn.Module, inputs: Tensor, targets: Tensor) -> list[Tensor]:
     return [parameter.detach() for parameter in trained.parameters()]
 
 
-def ddp(rank: int, size: int) -> None:
-    torch.manual_seed(7)
+def ddp(rank: int, size: int, group: dist.ProcessGroup | None = None) -> None:
     inputs, targets = batches()
     single = train(model(), inputs, targets)
     rows = slice(rank * 12 // size, (rank + 1) * 12 // size)
     # Small buckets: several are under way at once.
     for options in ({"bucket_cap_mb": 1e-3}, {"gradient_as_bucket_view": True}):
-        wrapped = DistributedDataParallel(model(), **options)
+        wrapped = DistributedDataParallel(model(), process_group=group, **options)
         together = train(wrapped, inputs[:, rows], targets[:, rows])
         for got, wanted in zip(together, single, strict=True):
             # Means over parts, summed in another order: a few roundings of 2^-24 apart.
             torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def ddp_beside(rank: int, size: int) -> None:
+    """Over groups of every name, whatever the default group is over."""
+    for name in ("watched_gloo", "gloo", dist.get_backend()):
+        ddp(rank, size, dist.new_group(backend=name))
 
 
 def ddp_hook(rank: int, size: int) -> None:
@@ -107,6 +113,7 @@ def checkpoint(rank: int, size: int, folder: str) -> None:
 
 def parts(rank: int, size: int, *, folder: str) -> None:
     ddp(rank, size)
+    ddp_beside(rank, size)
     ddp_hook(rank, size)
     ddp_uneven(rank, size)
     dtensor(rank, size)
