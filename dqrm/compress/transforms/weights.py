@@ -71,7 +71,9 @@ class QuantizeWeights(Transform):
         self._total = steps
         self._modules = matching_modules(model, self.match, (nn.Linear, nn.Embedding))
         for name, module in self._modules.items():
-            step = FakeQuantizeWeight(self.granularity, self.grid, self.rounding)
+            step = FakeQuantizeWeight(
+                self.granularity, self.schedule.start, self.grid, self.rounding
+            )
             self._steps[name] = step
             self._states[name] = self.schedule.begin()
             if isinstance(module, nn.Embedding):
@@ -198,9 +200,9 @@ class FakeQuantizeWeight(WeightStep):
     def __init__(
         self,
         granularity: Granularity,
+        bits: int,
         grid: Grid | None = None,
         rounding: Rounding = "nearest",
-        bits: int = 8,
     ) -> None:
         super().__init__()
         self.granularity = granularity
