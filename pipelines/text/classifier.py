@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dqrm.pipelines.text.batches import EncodedText
 from dqrm.pipelines.text.library import import_transformers
+from dqrm.pipelines.text.shapes import read_pretrained, record_shapes, restore_shapes
 from dqrm.pipelines.text.tables import Labels
 
 
@@ -39,9 +40,9 @@ def load_classifier(folder: Path, labels: Labels, seed: int) -> Any:
         names["id2label"] = dict(enumerate(labels.classes))
         names["label2id"] = {name: position for position, name in names["id2label"].items()}
     try:
-        return transformers.AutoModelForSequenceClassification.from_pretrained(
-            str(folder),
-            local_files_only=True,
+        return read_pretrained(
+            transformers.AutoModelForSequenceClassification,
+            folder,
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
             **names,
@@ -94,7 +95,7 @@ def load_any(folder: Path) -> Any:
             if saved_as.endswith("ForSequenceClassification")
             else transformers.AutoModel
         )
-        return auto.from_pretrained(str(folder), local_files_only=True, dtype=torch.float32)
+        return read_pretrained(auto, folder, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: no transformer can be read: {error}") from error
 
@@ -111,13 +112,16 @@ def load_skeleton(folder: Path) -> Any:
     try:
         config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
         with torch.device("meta"):
-            return transformers.AutoModelForSequenceClassification.from_config(config)
+            model = transformers.AutoModelForSequenceClassification.from_config(config)
+        restore_shapes(model)
+        return model
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: no sequence classifier can be read: {error}") from error
 
 
 def save_classifier(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a model and its tokenizer in Hugging Face's format, weights as safetensors."""
+    record_shapes(model)
     model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
 

@@ -1,0 +1,200 @@
+"""Transformers whose layers differ in width: where their units are, and how such a model is read.
+
+A layer may have fewer heads or feed-forward neurons than its configuration says, or none. The
+configuration of a saved model then holds, under ``pruned_shapes``, the numbers of every layer; it
+travels with the model through whatever reads and writes it. ``num_attention_heads`` stays what it
+was, as the width of a head follows from it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dqrm.pipelines.text.layers import encoder_layers
+from dqrm.pipelines.text.library import import_transformers
+
+SHAPES = "pruned_shapes"
+"""Key of config.json."""
+
+
+@dataclass(frozen=True)
+class LayerUnits:
+    """The matrices of one layer that its heads and neurons are parts of."""
+
+    layer: nn.Module
+    attention: nn.Module
+    """Holds query, key and value; takes the layer's input."""
+    attention_output: nn.Module
+    """Called with what the heads made and with the layer's input; its ``dense`` mixes heads."""
+    up: nn.Linear
+    """To the neurons."""
+    output: nn.Module
+    """Called with the neurons and with its residual; its ``dense`` mixes neurons."""
+    head_size: int
+
+    @property
+    def num_heads(self) -> int:
+        """Heads the layer has."""
+        return linear_of(self.attention_output).in_features // self.head_size
+
+    @property
+    def num_neurons(self) -> int:
+        """Feed-forward neurons the layer has."""
+        return self.up.out_features
+
+
+class NoHeads(nn.Module):
+    """Stands in for the attention of a layer without heads: no value for any token."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        """Return float [rows, tokens, 0], and no weights."""
+        return hidden_states.new_zeros(*hidden_states.shape[:-1], 0), None
+
+
+def layer_units(model: Any) -> list[LayerUnits]:
+    """Return the units of each layer of an encoder that is built as BERT is.
+
+    Such are BERT, RoBERTa, XLM-RoBERTa, CamemBERT and ELECTRA.
+
+    Raises:
+        ValueError: it is built otherwise.
+    """
+    config = model.config
+    found = []
+    for layer in encoder_layers(model):
+        try:
+            units = LayerUnits(
+                layer=layer,
+                attention=layer.get_submodule("attention.self"),
+                attention_output=layer.get_submodule("attention.output"),
+                up=_linear(layer.get_submodule("intermediate.dense")),
+                output=layer.get_submodule("output"),
+                head_size=config.hidden_size // config.num_attention_heads,
+            )
+            linear_of(units.attention_output), linear_of(units.output)
+        except AttributeError as error:
+            raise ValueError(
+                f"{type(model).__name__}: its layers are not built as BERT's are ({error})"
+            ) from error
+        found.append(units)
+    return found
+
+
+def linear_of(output: nn.Module) -> nn.Linear:
+    """The matrix of an output module."""
+    return _linear(output.get_submodule("dense"))
+
+
+def keep_units(units: LayerUnits, heads: Tensor, neurons: Tensor) -> None:
+    """Take all other heads and neurons out of a layer, in place.
+
+    Args:
+        units: of the layer; not used afterwards, as its attention may be another module.
+        heads: bool [heads].
+        neurons: bool [neurons].
+    """
+    rows = heads.repeat_interleave(units.head_size).nonzero()[:, 0]
+    _cut(units, rows, neurons.nonzero()[:, 0], bool(heads.any()))
+
+
+def _cut(units: LayerUnits, rows: Tensor | slice, neurons: Tensor | slice, attention: bool) -> None:
+    """Keep these rows of query, key and value and these neurons; ``attention``: there are heads."""
+    if attention:
+        for name in ("query", "key", "value"):
+            linear = _linear(units.attention.get_submodule(name))
+            _put(linear, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
+    else:
+        units.layer.get_submodule("attention").add_module("self", NoHeads())
+    mixing = linear_of(units.attention_output)
+    _put(mixing, mixing.weight[:, rows], mixing.bias)
+    up = units.up
+    _put(up, up.weight[neurons], None if up.bias is None else up.bias[neurons])
+    mixing = linear_of(units.output)
+    _put(mixing, mixing.weight[:, neurons], mixing.bias)
+
+
+def record_shapes(model: Any) -> None:
+    """Make the configuration of ``model`` say the widths of its layers, where it did not."""
+    config = model.config
+    try:
+        layers = layer_units(model)
+    except ValueError:
+        # Built otherwise, so nothing here can have cut it.
+        return
+    heads = [units.num_heads for units in layers]
+    neurons = [units.num_neurons for units in layers]
+    if {*heads} == {config.num_attention_heads} and {*neurons} == {config.intermediate_size}:
+        if hasattr(config, SHAPES):
+            delattr(config, SHAPES)
+    else:
+        setattr(config, SHAPES, {"heads": heads, "neurons": neurons})
+
+
+def restore_shapes(model: Any) -> None:
+    """Cut a model made from a configuration to the widths that this says; values mean nothing.
+
+    Raises:
+        ValueError: the configuration says widths that the model cannot have.
+    """
+    shapes = getattr(model.config, SHAPES, None)
+    if shapes is None:
+        return
+    layers = layer_units(model)
+    heads, neurons = shapes["heads"], shapes["neurons"]
+    if not len(heads) == len(neurons) == len(layers):
+        raise ValueError(
+            f"config.json: {SHAPES} is of {len(heads)} and {len(neurons)} layers, the model has "
+            f"{len(layers)}"
+        )
+    for units, num_heads, num_neurons in zip(layers, heads, neurons, strict=True):
+        if not (0 <= num_heads <= units.num_heads and 0 <= num_neurons <= units.num_neurons):
+            raise ValueError(
+                f"config.json: {SHAPES} has {num_heads} heads and {num_neurons} neurons for a "
+                f"layer of {units.num_heads} and {units.num_neurons}"
+            )
+        rows = slice(num_heads * units.head_size)
+        _cut(units, rows, slice(num_neurons), num_heads > 0)
+
+
+def read_pretrained(auto: Any, folder: Path, **settings: Any) -> Any:
+    """``auto.from_pretrained`` for a folder whose layers may differ in width.
+
+    Args:
+        auto: a class of transformers, AutoModel for example.
+        folder: in Hugging Face's format.
+        settings: names of the configuration, and whatever else from_pretrained takes.
+    """
+    transformers = import_transformers()
+    config, rest = transformers.AutoConfig.from_pretrained(
+        str(folder), local_files_only=True, return_unused_kwargs=True, **settings
+    )
+    if getattr(config, SHAPES, None) is None:
+        return auto.from_pretrained(str(folder), local_files_only=True, **settings)
+    with torch.device("meta"):
+        plain = type(auto.from_config(config))
+
+    def cut_at_once(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        plain.__init__(self, config, *args, **kwargs)
+        restore_shapes(self)
+
+    # Widths have to be right before values are read: a value of another width would be made anew.
+    shaped: Any = type(plain.__name__, (plain,), {"__init__": cut_at_once})
+    model = shaped.from_pretrained(str(folder), config=config, local_files_only=True, **rest)
+    model.__class__ = plain
+    return model
+
+
+def _linear(module: nn.Module) -> nn.Linear:
+    if not isinstance(module, nn.Linear):
+        raise AttributeError(f"a {type(module).__name__} where a linear layer should be")
+    return module
+
+
+def _put(linear: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
+    linear.weight = nn.Parameter(weight.detach().clone(), linear.weight.requires_grad)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().clone(), linear.bias.requires_grad)
+    linear.out_features, linear.in_features = weight.shape
