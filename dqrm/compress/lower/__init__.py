@@ -1,0 +1,4 @@
+"""Compressed models as they are stored and run: packed weights, their files, integer layers.
+
+Nothing but ``hf`` knows a library of models.
+"""

@@ -1,0 +1,88 @@
+"""From packed weights to a model that runs."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dqrm.compress.grids.granularity import matrix_shape
+from dqrm.compress.grids.record import WeightRecord, dequantize, set_weight_record
+from dqrm.compress.lower.modules import CodeEmbedding, Int8Linear, SharedInput
+from dqrm.compress.transforms.activations import attach_activation_quantizer
+
+Target = Literal["int8", "bf16", "fp32"]
+
+
+def build_linear(
+    codes: Tensor, record: WeightRecord, bias: Tensor | None, target: Target
+) -> nn.Module:
+    """Return a linear layer of a packed weight.
+
+    Args:
+        codes: float32 [N, K].
+        record: of the weight.
+        bias: float32 [N], or None.
+        target: int8 multiplies integers where inputs have 8 bits and each output one scale of
+            weights of up to 8 bits; what is left is FP32, on the same grids. fp32 has all so. bf16
+            leaves inputs off their grid, and makes an FP32 layer that is yet to be converted.
+    """
+    scale = _row_scale(record, codes)
+    if target == "int8" and record.activation_bits == 8 and scale is not None:
+        return Int8Linear(codes.to(torch.int8), scale, bias)
+    outputs, inputs = codes.shape
+    layer = nn.Linear(inputs, outputs, bias is not None, device="meta")
+    layer.weight = nn.Parameter(dequantize(codes, record), requires_grad=False)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+    if target != "bf16":
+        set_weight_record(layer, record)
+        if record.activation_bits == 8:
+            attach_activation_quantizer(layer, 8)
+    return layer
+
+
+def build_embedding(
+    codes: Tensor, record: WeightRecord, padding_idx: int | None, target: Target
+) -> nn.Module:
+    """Return a table of a packed weight, codes float32 [R, D]; int8 keeps it as codes."""
+    by_row = record.granularity.kind in ("row", "tensor")
+    if target == "int8" and by_row and record.grid != "fp32" and record.bits <= 8:
+        return CodeEmbedding(codes.to(torch.int8), record.scale)
+    table = nn.Embedding(codes.shape[0], codes.shape[1], padding_idx, device="meta")
+    table.weight = nn.Parameter(dequantize(codes, record), requires_grad=False)
+    if target != "bf16":
+        set_weight_record(table, record)
+    return table
+
+
+def share_inputs(model: nn.Module) -> None:
+    """Let integer layers side by side, such as query, key and value, be one product.
+
+    Those of one parent with inputs of the same width are tried; see SharedInput.
+    """
+    for parent in model.modules():
+        by_width: dict[int, list[Int8Linear]] = {}
+        for child in parent.children():
+            if isinstance(child, Int8Linear):
+                by_width.setdefault(child.in_features, []).append(child)
+        for layers in by_width.values():
+            if len(layers) > 1:
+                shared = SharedInput(layers)
+                for layer in layers:
+                    layer.shared = shared
+
+
+def _row_scale(record: WeightRecord, codes: Tensor) -> Tensor | None:
+    """The scale of each output, float32 [N]; None where it has several, or none."""
+    if record.grid == "fp32" or record.bits > 8:
+        return None
+    rows, columns = matrix_shape(codes.shape)
+    kind, size = record.granularity.kind, record.granularity.size
+    scale = record.scale.flatten()
+    if kind == "tensor":
+        return scale.repeat(rows)
+    if kind == "row_groups" and rows % size == 0:
+        return scale.repeat_interleave(rows // size)
+    if kind == "row" or (kind == "k_groups" and size >= columns):
+        return scale.contiguous()
+    return None
