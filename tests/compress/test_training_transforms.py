@@ -261,6 +261,15 @@ def test_scales_of_sparse_weights_are_those_of_the_kept(bits):
         assert (layer.weight[3] != 0).sum() == 6
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_attaching_to_a_model_without_values_finds_what_is_wrong(case):
+    with torch.device("meta"):
+        model = Tiny()
+    Compression(CASES[case]()).attach(model, STEPS)
+    with pytest.raises(ValueError, match=r"dual updates|until step|two transforms|from 0 to 1"):
+        Compression(CASES[case]()).attach(model, 8)
+
+
 def test_layer_reduction_keeps_the_named_layers():
     model = Tiny()
     model.size = 3

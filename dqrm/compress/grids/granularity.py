@@ -70,15 +70,14 @@ class Granularity:
         """Return the weight of ``shape`` of which ``view`` was made."""
         if self.kind == "k_groups":
             rows, columns = matrix_shape(shape)
-            view = view.reshape(rows, -1)[:, :columns]
+            view = view.reshape(rows, view.shape[-2] * view.shape[-1])[:, :columns]
         return view.reshape(tuple(shape))
 
-    def filled(self, shape: Sequence[int]) -> Tensor | None:
-        """Return where the view of a weight of ``shape`` holds weights (bool); None: everywhere."""
-        rows, columns = matrix_shape(shape)
-        if self.kind != "k_groups" or columns % self.size == 0:
+    def filled(self, weight: Tensor) -> Tensor | None:
+        """Return where the view of ``weight`` holds weights (bool); None: everywhere."""
+        if self.kind != "k_groups" or matrix_shape(weight.shape)[1] % self.size == 0:
             return None
-        return self.view(torch.ones(rows, columns, dtype=torch.bool))
+        return self.view(torch.ones_like(weight, dtype=torch.bool))
 
     def scale_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of the scales of a weight of ``shape``."""

@@ -5,7 +5,6 @@ That grows with |w|, whatever the scale: the largest magnitudes are the ones to 
 is to fit codes and scale to each other by turns; each turn lowers the squared error.
 """
 
-import torch
 from torch import Tensor
 
 from dqrm.compress.grids.granularity import Granularity
@@ -31,7 +30,7 @@ def project_joint(
     """
     kept = pattern.mask(weight)
     codes, scale = fit(weight, grid, bits, granularity, kept)
-    view = granularity.view(torch.where(kept, weight, 0.0))
+    view = granularity.view(weight.masked_fill(~kept, 0.0))
     codes = granularity.view(codes)
     if grid == "symmetric":
         largest = largest_code(bits)

@@ -40,9 +40,9 @@ class NM:
         """
         groups = Granularity("k_groups", self.group)
         view = groups.view(weight.detach().abs())
-        filled = groups.filled(weight.shape)
+        filled = groups.filled(weight)
         if filled is not None:
-            view = torch.where(filled, view, -1.0)
+            view = view.masked_fill(~filled, -1.0)
         kept = (
             _compared(view, self.keep) if self.group <= _LARGEST_COMPARED else _sorted(view, self)
         )
@@ -59,7 +59,7 @@ class NM:
 
 def project(weight: Tensor, pattern: NM) -> Tensor:
     """Return the matrix of ``pattern`` nearest to ``weight`` in the sum of squares."""
-    return torch.where(pattern.mask(weight), weight, 0.0)
+    return weight.masked_fill(~pattern.mask(weight), 0.0)
 
 
 def _compared(view: Tensor, keep: int) -> Tensor:
@@ -68,7 +68,9 @@ def _compared(view: Tensor, keep: int) -> Tensor:
     magnitude = view.reshape(-1, group).T.contiguous()
     magnitude.nan_to_num_(nan=torch.inf, posinf=torch.inf)
     # The first of a pair is behind the later one until it is found not to be.
-    rank = torch.arange(group - 1, -1, -1, dtype=torch.uint8)[:, None].repeat(1, magnitude.shape[1])
+    rank = torch.empty_like(magnitude, dtype=torch.uint8)
+    for first in range(group):
+        rank[first] = group - 1 - first
     for first in range(group - 1):
         for later in range(first + 1, group):
             ahead = (magnitude[first] >= magnitude[later]).view(torch.uint8)
@@ -80,4 +82,4 @@ def _compared(view: Tensor, keep: int) -> Tensor:
 def _sorted(view: Tensor, pattern: NM) -> Tensor:
     magnitude = view.nan_to_num(nan=torch.inf, posinf=torch.inf)
     order = magnitude.argsort(dim=-1, descending=True, stable=True)[..., : pattern.keep]
-    return torch.zeros(view.shape, dtype=torch.bool).scatter_(-1, order, True)
+    return torch.zeros_like(view, dtype=torch.bool).scatter_(-1, order, True)

@@ -64,13 +64,13 @@ def fit(
         rounding: of the symmetric grid.
     """
     view = granularity.view(weight)
-    valid = granularity.filled(weight.shape)
+    valid = granularity.filled(weight)
     if kept is not None:
         valid = granularity.view(kept)
     if grid == "symmetric":
         largest = symmetric.largest_code(bits)
         if kept is not None:
-            view = torch.where(granularity.view(kept), view, 0.0)
+            view = view.masked_fill(~granularity.view(kept), 0.0)
         scale = symmetric.scale_of(max_abs(view), largest)
         codes = symmetric.quantize(view, scale, largest, rounding)
     else:

@@ -133,7 +133,7 @@ class Admm(Sparsify):
 
     def final_mask(self, name: str, weight: Tensor) -> Tensor:
         """Return the support of Z, filled up by magnitude where Z has zeros of its own."""
-        ahead = torch.where(self._z[name] != 0, torch.inf, weight)
+        ahead = weight.masked_fill(self._z[name] != 0, torch.inf)
         return self.pattern.mask(ahead)
 
     def _updates_before(self, step: int) -> int:

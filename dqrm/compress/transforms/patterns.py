@@ -32,7 +32,7 @@ class NMStep(WeightStep):
             self.mask = self.pattern.mask(weight)
             value: Tensor = _Kept.apply(weight, self.mask)  # type: ignore[no-untyped-call]
             return value
-        return weight if self.mask is None else torch.where(self.mask, weight, 0.0)
+        return weight if self.mask is None else weight.masked_fill(~self.mask, 0.0)
 
     def described(self, record: WeightRecord, before: Tensor) -> WeightRecord:
         """Return ``record`` with the pattern."""
@@ -47,7 +47,7 @@ def pattern_step(module: nn.Module) -> NMStep | None:
 class _Kept(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
-        return torch.where(mask, weight, 0.0)
+        return weight.masked_fill(~mask, 0.0)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:

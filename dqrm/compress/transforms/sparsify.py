@@ -167,7 +167,7 @@ class SrSte(Sparsify):
             if step.dynamic and weight.grad is not None:
                 if step.mask is None:
                     raise RuntimeError(f"{name}: has a gradient, but its forward never ran")
-                weight.grad.add_(torch.where(step.mask, 0.0, weight), alpha=self.decay)
+                weight.grad.add_(weight.masked_fill(step.mask, 0.0), alpha=self.decay)
 
     def final_mask(self, name: str, weight: Tensor) -> Tensor:
         """Return that of the magnitudes at the end of the search."""
