@@ -1,12 +1,12 @@
 """``dqrm bench exchange``: gradients between processes, beside what torch offers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
 
-from dqrm.cli.bench.speed import KINDS, Names, Numbers
+from dqrm.cli.bench.speed import KINDS, Function, Names, Numbers
 from dqrm.cli.framework import DqrmCommand
 from dqrm.cli.text import table
 
@@ -24,27 +24,58 @@ _EXAMPLES = [
 ]
 
 
+def study_options(
+    *, parts: tuple[str, ...], batch: str, indices: str, repeats: int
+) -> Callable[[Function], Function]:
+    """Return a decorator that adds the options of every study of the exchange."""
+    file = click.Path(path_type=Path, dir_okay=False)
+    options = [
+        click.option(
+            "--only", type=Names(parts), default=",".join(parts), show_default=True, help="Parts."
+        ),
+        click.option(
+            "--batch",
+            type=Numbers(),
+            default=batch,
+            show_default=True,
+            help="Samples of each rank.",
+        ),
+        click.option(
+            "--indices",
+            type=Names(KINDS),
+            default=indices,
+            show_default=True,
+            help="How ids are spread.",
+        ),
+        click.option(
+            "--repeats",
+            type=click.IntRange(min=1),
+            default=repeats,
+            show_default=True,
+            help="Turns of each contestant.",
+        ),
+        click.option(
+            "--scale",
+            type=click.FloatRange(min=0, max=1, min_open=True),
+            default=1.0,
+            show_default=True,
+            help="Share of the Criteo Kaggle tables' 33.8 million rows, which each rank holds.",
+        ),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of ids and turns."),
+        click.option("--json", "json_file", type=file, help="Write all that was measured."),
+        click.option("--plot", "plot_file", type=file, help="Draw times and bytes."),
+    ]
+
+    def decorate(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
 @click.command("exchange", cls=DqrmCommand, examples=_EXAMPLES)
-@click.option(
-    "--nproc", type=click.IntRange(min=2), default=2, show_default=True, help="Processes."
-)
-@click.option(
-    "--only", type=Names(_PARTS), default=",".join(_PARTS), show_default=True, help="Parts."
-)
-@click.option(
-    "--batch",
-    type=Numbers(),
-    default="128,2048",
-    show_default=True,
-    help="Samples of each process.",
-)
-@click.option(
-    "--indices",
-    type=Names(KINDS),
-    default="uniform,zipf",
-    show_default=True,
-    help="How ids are spread.",
-)
+@click.option("--nproc", type=click.IntRange(min=2), default=2, show_default=True, help="Ranks.")
 @click.option(
     "--backend",
     type=Names(("ccl", "gloo")),
@@ -52,33 +83,7 @@ _EXAMPLES = [
     show_default=True,
     help="What ours travels over; whole steps use the first.",
 )
-@click.option(
-    "--repeats",
-    type=click.IntRange(min=1),
-    default=25,
-    show_default=True,
-    help="Turns of each contestant.",
-)
-@click.option(
-    "--scale",
-    type=click.FloatRange(min=0, max=1, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Share of the Criteo Kaggle tables' 33.8 million rows.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of ids and turns.")
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write all that was measured.",
-)
-@click.option(
-    "--plot",
-    "plot_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw times and bytes.",
-)
+@study_options(parts=_PARTS, batch="128,2048", indices="uniform,zipf", repeats=25)
 def exchange(
     nproc: int,
     only: tuple[str, ...],

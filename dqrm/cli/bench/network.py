@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from dqrm.cli.bench.exchange import conclude, show_cases, write_cases
-from dqrm.cli.bench.speed import KINDS, Names, Numbers
+from dqrm.cli.bench.exchange import conclude, show_cases, study_options, write_cases
+from dqrm.cli.bench.speed import Numbers
 from dqrm.cli.framework import DqrmCommand
 
 if TYPE_CHECKING:
@@ -37,18 +37,9 @@ class Rates(click.ParamType[tuple[str, ...], str]):
 
 
 @click.command("network", cls=DqrmCommand, examples=_EXAMPLES)
-@click.option(
-    "--only", type=Names(_PARTS), default=",".join(_PARTS), show_default=True, help="Parts."
-)
 @click.option("--nproc", type=Numbers(), default="2,4", show_default=True, help="Ranks.")
 @click.option(
     "--rate", type=Rates(), default="1gbit,100mbit", show_default=True, help="Of every cable."
-)
-@click.option(
-    "--batch", type=Numbers(), default="2048", show_default=True, help="Samples of each rank."
-)
-@click.option(
-    "--indices", type=Names(KINDS), default="uniform", show_default=True, help="How ids are spread."
 )
 @click.option(
     "--backend",
@@ -57,33 +48,7 @@ class Rates(click.ParamType[tuple[str, ...], str]):
     show_default=True,
     help="What gradients travel over.",
 )
-@click.option(
-    "--repeats",
-    type=click.IntRange(min=1),
-    default=15,
-    show_default=True,
-    help="Turns of each contestant.",
-)
-@click.option(
-    "--scale",
-    type=click.FloatRange(min=0, max=1, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Share of the Criteo Kaggle tables' 33.8 million rows; each rank holds them all.",
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of ids and turns.")
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write all that was measured.",
-)
-@click.option(
-    "--plot",
-    "plot_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw times and bytes.",
-)
+@study_options(parts=_PARTS, batch="2048", indices="uniform", repeats=15)
 def network(
     only: tuple[str, ...],
     nproc: tuple[int, ...],
