@@ -6,9 +6,11 @@ from pydantic import Field
 
 from dqrm.pipelines.stages.compress import CompressStage
 from dqrm.pipelines.stages.finetune import FinetuneStage
+from dqrm.pipelines.stages.prune import PruneStage
 from dqrm.pipelines.stages.report import ReportStage
 from dqrm.pipelines.stages.train import TrainStage
 
 AnyStage = Annotated[
-    FinetuneStage | CompressStage | TrainStage | ReportStage, Field(discriminator="stage")
+    FinetuneStage | PruneStage | CompressStage | TrainStage | ReportStage,
+    Field(discriminator="stage"),
 ]

@@ -1,0 +1,147 @@
+"""What stages that compress a fine-tuned text model without training it share."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import PositiveInt
+
+from dqrm.pipelines.digests import folder_digest
+from dqrm.pipelines.references import model_folder, outside_model, stages_named
+from dqrm.pipelines.stage import Interrupted, Problem, Stage, StageContext
+from dqrm.pipelines.stages.text_data import TextData
+
+if TYPE_CHECKING:
+    from dqrm.pipelines.text.finetune import LabelledText
+    from dqrm.pipelines.text.tables import Examples, Labels
+
+
+class CalibratedStage(Stage):
+    """Compress a sequence classifier or regressor by looking at some training rows."""
+
+    model: str
+    """A fine-tuned model: stage:NAME (an earlier one), a folder, or package:NAME (installed)."""
+
+    data: TextData
+
+    task: Literal["auto", "classification", "regression"] = "auto"
+    """auto: a regression where labels are fractions."""
+
+    samples: PositiveInt = 1024
+    """Training rows to look at."""
+
+    batch_size: PositiveInt = 32
+    """Sentences at a time."""
+
+    max_length: PositiveInt = 128
+    """Tokens after which a sentence, or a pair, is cut."""
+
+    seed: int = 0
+    """Of which rows are taken, and of their order."""
+
+    def inputs(self, earlier: Mapping[str, Stage]) -> tuple[str, ...]:
+        """The stage whose model it takes, if any."""
+        return stages_named(earlier, model=self.model)
+
+    def sources(self) -> dict[str, str]:
+        """Digests of the tables, and of a model from outside."""
+        digests = self.data.digests()
+        folder = outside_model(self.model)
+        return digests if folder is None else {**digests, "model": folder_digest(folder)}
+
+    def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
+        """A missing package, model, file or column."""
+        from dqrm.pipelines.text.library import missing_reason
+
+        found = []
+        reason = missing_reason()
+        if reason is not None:
+            found.append(Problem("stage", reason))
+        try:
+            outside_model(self.model)
+        except (OSError, ValueError) as error:
+            found.append(Problem("model", str(error)))
+        return [*found, *self.data.problems()]
+
+    def plan(self, earlier: Mapping[str, Stage]) -> list[tuple[str, str]]:
+        """Rows."""
+        train, dev, _ = self.data.read()
+        return [
+            ("calibration rows", f"{min(self.samples, len(train)):,} of {len(train):,}"),
+            ("dev rows", f"{len(dev):,}"),
+        ]
+
+    def load(self, context: StageContext) -> "FinetunedText":
+        """Read the model and the rows.
+
+        Raises:
+            ValueError: the model was not fine-tuned on such rows, or is compressed already.
+        """
+        from dqrm.compress.grids.records_file import read_records
+        from dqrm.pipelines.text.batches import EncodedText
+        from dqrm.pipelines.text.classifier import load_teacher, load_tokenizer
+        from dqrm.pipelines.text.finetune import LabelledText
+        from dqrm.pipelines.text.tables import Labels
+
+        folder = model_folder(self.model, context.inputs)
+        if read_records(folder):
+            raise ValueError(
+                f"{self.model}: its weights are on grids already; {self.stage} comes before that"
+            )
+        train, dev, test = self.data.read()
+        labels = Labels.of(train.labels, self.task, str(self.data.train))
+        tokenizer = load_tokenizer(folder)
+
+        def encoded(examples: "Examples", where: object) -> LabelledText:
+            text = EncodedText(tokenizer, examples, self.max_length)
+            return LabelledText(text, labels.encode(examples.labels, str(where)))
+
+        splits = {"best/val_": encoded(dev, self.data.dev or self.data.train)}
+        if test is not None:
+            splits["test/"] = encoded(test, self.data.test)
+        model = load_teacher(folder, labels).eval()
+        return FinetunedText(
+            model,
+            tokenizer,
+            labels,
+            train,
+            lambda examples: encoded(examples, self.data.train),
+            splits,
+        )
+
+    def check(self, context: StageContext) -> None:
+        """Raise Interrupted where a signal asked to end."""
+        number = context.stop()
+        if number is not None:
+            raise Interrupted(number)
+
+
+@dataclass(frozen=True)
+class FinetunedText:
+    """A model and the rows it can be looked at with."""
+
+    model: Any
+    """Of transformers, in evaluation mode."""
+    tokenizer: Any
+    labels: "Labels"
+    train: "Examples"
+    encode: "Callable[[Examples], LabelledText]"
+    splits: "dict[str, LabelledText]"
+    """Rows that quality is measured on, by what the names of the metrics begin with."""
+
+    def quality(self, model: Any, batch_size: int) -> dict[str, float]:
+        """Metrics of ``model`` on the splits, and its size."""
+        from dqrm.pipelines.text.classifier import predict_text
+        from dqrm.pipelines.text.quality import measure_text
+
+        classes = None if self.labels.classes is None else self.labels.num_outputs
+        metrics: dict[str, float] = {}
+        for prefix, rows in self.splits.items():
+            logits = predict_text(model, rows.text, batch_size)
+            measured = measure_text(logits, rows.labels, classes)
+            metrics |= {f"{prefix}{name}": value for name, value in measured.items()}
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        return metrics | {
+            "size/parameters": float(parameters),
+            "size/fp32_bytes": 4.0 * parameters,
+        }

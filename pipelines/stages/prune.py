@@ -1,0 +1,88 @@
+"""``stage: prune``: heads and neurons taken out of a fine-tuned transformer, without training.
+
+Its output holds ``model/``, smaller matrices in Hugging Face's format with the widths of every
+layer in its configuration, and ``pruning.json``: what stays, and the loss of held-out rows after
+each step. A killed stage begins anew; it takes minutes.
+"""
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from dqrm.pipelines.stage import MODEL_FOLDER, StageContext
+from dqrm.pipelines.stages.calibrated import CalibratedStage
+from dqrm.settings import Settings
+
+
+class PruneBudget(Settings):
+    """What the pruned encoder may cost."""
+
+    macs: float = Field(gt=0.0, le=1.0)
+    """Share of the encoder's multiply-accumulates that stays, for sentences as long as those of the
+    training rows."""
+
+
+class PruneStage(CalibratedStage):
+    """Take heads and neurons out of a fine-tuned transformer (arXiv 2204.09656)."""
+
+    stage: Literal["prune"] = "prune"
+    """Take heads and neurons out of a fine-tuned transformer, without training it again."""
+
+    budget: PruneBudget
+
+    round_to: PositiveInt = 16
+    """Neurons stay in multiples of it: widths that matrix units multiply fast."""
+
+    tune: bool = True
+    """Fit what stays to the whole model, layer by layer, where that lowers the loss of rows it was
+    not fitted on."""
+
+    damping: NonNegativeFloat = 0.1
+    """Of the fit, as a share of the mean diagonal of its normal equations; it pulls towards no
+    change."""
+
+    held_out: PositiveInt = 512
+    """Further training rows, which decide what is kept of the fit."""
+
+    def run(self, context: StageContext) -> dict[str, float]:
+        """Prune, measure, write the model."""
+        from dataclasses import asdict
+
+        from dqrm.data.files import write_json
+        from dqrm.pipelines.text.calibration import draw_rows
+        from dqrm.pipelines.text.classifier import save_classifier
+        from dqrm.pipelines.text.pruning import PruneRecipe, prune_units
+
+        loaded = self.load(context)
+        drawn = draw_rows(loaded.train, self.samples + self.held_out, self.seed)
+        if len(drawn) <= self.held_out:
+            raise ValueError(
+                f"held_out={self.held_out}: there are {len(drawn)} training rows, and some have to "
+                "be left to look at"
+            )
+        count = len(drawn) - self.held_out
+        pruned = prune_units(
+            loaded.model,
+            loaded.encode(drawn.take(range(count))),
+            loaded.encode(drawn.take(range(count, len(drawn)))),
+            PruneRecipe(
+                macs=self.budget.macs,
+                round_to=self.round_to,
+                tune=self.tune,
+                damping=self.damping,
+                batch_size=self.batch_size,
+                seed=self.seed,
+            ),
+            context.scratch,
+            lambda: self.check(context),
+            context.progress,
+        )
+        save_classifier(loaded.model, loaded.tokenizer, context.output / MODEL_FOLDER)
+        write_json(context.output / "pruning.json", asdict(pruned))
+        context.tracker.log_artifact(context.output / "pruning.json")
+        return loaded.quality(loaded.model, 2 * self.batch_size) | {
+            "prune/macs_kept": pruned.macs_kept,
+            "prune/heads": float(sum(pruned.heads)),
+            "prune/neurons": float(sum(pruned.neurons)),
+            **{f"prune/loss_{name}": value for name, value in pruned.held_out_loss.items()},
+        }
