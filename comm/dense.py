@@ -22,7 +22,7 @@ from dqrm.comm.codecs import Cast, Codec
 from dqrm.comm.error_feedback import ErrorFeedback
 from dqrm.comm.layout import Layout, Piece, runs, shares
 from dqrm.comm.message import HEADER_BYTES, REFUSAL, Header, MessageError, name_checksum
-from dqrm.comm.wire import Received, Wire
+from dqrm.comm.wire import Outgoing, Received, Rounds, Wire
 from dqrm.kernels.rounding import step_key
 
 Algorithm = Literal["auto", "gather", "scatter"]
@@ -71,15 +71,19 @@ class DenseReducer:
                 linear codecs NaN and infinity arrive as what they are.
             MessageError: another rank sent something else.
         """
+        self.wire.run(self.rounds(name, layout, values, step))
+
+    def rounds(self, name: str, layout: Layout, values: Tensor, step: int) -> Rounds[None]:
+        """Do what :meth:`reduce` does, as a task that others can run beside."""
         world = self.wire.world_size
         if world == 1:
             return
         if self.codec.linear:
             self._linear(name, values)
         elif self.algorithm == "gather" or (self.algorithm == "auto" and world == 2):
-            self._gather(name, layout, values, step)
+            yield from self._gather(name, layout, values, step)
         else:
-            self._scatter(name, layout, values, step)
+            yield from self._scatter(name, layout, values, step)
 
     def _linear(self, name: str, values: Tensor) -> None:
         assert isinstance(self.codec, Cast)
@@ -91,7 +95,7 @@ class DenseReducer:
         raw = self.wire.meter.record(name, "reduce")
         raw.raw_bytes += 2 * (world - 1) / world * 4 * values.numel()
 
-    def _gather(self, name: str, layout: Layout, values: Tensor, step: int) -> None:
+    def _gather(self, name: str, layout: Layout, values: Tensor, step: int) -> Rounds[None]:
         wire, phase = self.wire, "gather"
         residual = None
         if self.feedback is not None:
@@ -99,12 +103,12 @@ class DenseReducer:
             residual = self.feedback.worker(layout)
         wire.meter.record(name, phase).raw_bytes += 4 * layout.count * (wire.world_size - 1)
         message, header = self._encode(name, phase, layout.pieces, values, residual, step, 0)
-        received = wire.all_gather(name, phase, message, header, self._size([layout.pieces]))
+        received = yield Outgoing(name, phase, message, header, self._size([layout.pieces]))
         with wire.meter.timed(name, phase, "decode"):
             for rank in range(wire.world_size):
                 self._decode(received, rank, layout.pieces, values, rank > 0)
 
-    def _scatter(self, name: str, layout: Layout, values: Tensor, step: int) -> None:
+    def _scatter(self, name: str, layout: Layout, values: Tensor, step: int) -> Rounds[None]:
         wire, world = self.wire, self.wire.world_size
         parts = shares(layout, world, self.codec.align)
         residual = None if self.feedback is None else self.feedback.worker(layout)
@@ -128,7 +132,7 @@ class DenseReducer:
             for rank in range(world):
                 self._decode(received, rank, mine, values, rank > 0)
         message, header = self._encode_sum(name, layout, mine, values, step)
-        received = wire.all_gather(name, "collect", message, header, size)
+        received = yield Outgoing(name, "collect", message, header, size)
         with wire.meter.timed(name, "collect", "decode"):
             for rank, pieces in enumerate(parts):
                 self._decode(received, rank, pieces, values, False, 1.0)
@@ -164,7 +168,8 @@ class DenseReducer:
         """Return a message with some pieces of the values, and its header."""
         wire, codec = self.wire, self.codec
         room = HEADER_BYTES + sum(codec.wire_bytes(piece.count) for piece in pieces)
-        message = self._buffer(f"{phase}/{slot}", room)
+        # Messages of several buckets may be under way.
+        message = self._buffer(f"{name}/{phase}/{slot}", room)
         at = HEADER_BYTES
         count = 0
         reason = None

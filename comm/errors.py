@@ -5,6 +5,10 @@ from collections.abc import Sequence
 from torch.distributed import DistBackendError
 
 
+class AgreedError(RuntimeError):
+    """An error that all ranks raise at the same place: communication can go on after it."""
+
+
 class ExchangeError(DistBackendError):
     """An exchange failed; the group of processes cannot be used any more."""
 

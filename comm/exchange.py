@@ -19,7 +19,7 @@ All ranks call the same methods in the same order. The work is done by one threa
 
 import logging
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -30,16 +30,18 @@ from torch.distributed import ProcessGroup
 from dqrm.comm.codecs import Cast
 from dqrm.comm.dense import DenseReducer
 from dqrm.comm.error_feedback import ErrorFeedback
+from dqrm.comm.errors import AgreedError
 from dqrm.comm.layout import Layout
 from dqrm.comm.meter import Meter
 from dqrm.comm.nodes import NodeDenseReducer, NodeRowReducer, Nodes
+from dqrm.comm.numbers import NumberSum
 from dqrm.comm.policy import Policy, Recipe, RowRecipe
 from dqrm.comm.row_codec import Rows
 from dqrm.comm.row_residuals import RowResiduals
 from dqrm.comm.rows import RowReducer
 from dqrm.comm.state_keys import DENSE, OWNED, ROWS, joined, split
-from dqrm.comm.thread import AgreedError, Communication, Pending
-from dqrm.comm.wire import Wire
+from dqrm.comm.thread import Communication, Pending
+from dqrm.comm.wire import Rounds, Wire
 from dqrm.kernels.row_messages import hash_bytes
 from dqrm.kernels.tables import RowGradient
 
@@ -75,7 +77,8 @@ class Exchange:
         generation: of the world; messages of another are refused.
         threads: of the native loops of rows.
         overlap: exchange on a thread beside the caller's, which wants a core of its own; else on
-            the caller's, when it waits for a result.
+            the caller's, when it waits for a result, and then all that waits in common rounds. The
+            same on all ranks.
 
     Raises:
         PolicyError: the policy does not fit the names.
@@ -103,6 +106,7 @@ class Exchange:
         group = group if group is not None else distributed.new_group()
         assert isinstance(group, ProcessGroup)
         self._wire = Wire(group, self.meter, generation)
+        self._numbers = NumberSum(self._wire)
         self._nodes = nodes
         # Where codecs are used: among all ranks, or among the leaders of nodes.
         self._coded: Wire | None = self._wire
@@ -128,7 +132,9 @@ class Exchange:
         self._layouts: dict[tuple[str, ...], list[tuple[Recipe, Layout]]] = {}
         self._flat: dict[tuple[str, ...], Tensor] = {}
         self._step = 0
-        self._thread = Communication(self.meter, overlap=overlap)
+        self.overlap = overlap
+        """Whether a thread beside the caller's exchanges."""
+        self._thread = Communication(self.meter, overlap=overlap, send=self._wire.gather)
 
     def _dense_reducer(self, recipe: Recipe) -> DenseReducer | NodeDenseReducer:
         reducer = None
@@ -205,7 +211,7 @@ class Exchange:
         """
         reducer = (self._plain_rows if self.warming_up else self._rows)[name]
         step = self._step
-        return self._thread.submit(lambda: reducer.reduce(gradient, step))
+        return self._thread.submit_rounds(lambda: reducer.rounds(gradient, step))
 
     def reduce_dense(self, gradients: Mapping[str, Tensor]) -> Pending[None]:
         """Replace dense gradients by their mean over all ranks, in place.
@@ -218,7 +224,7 @@ class Exchange:
             What tells that it is done. See :meth:`dqrm.comm.dense.DenseReducer.reduce` for errors.
         """
         step, plain = self._step, self.warming_up
-        return self._thread.submit(lambda: self._reduce_dense(gradients, step, plain))
+        return self._thread.submit_rounds(lambda: self._reduce_dense(gradients, step, plain))
 
     def reduce_flat(self, names: tuple[str, ...], values: Tensor) -> Pending[None]:
         """Do what :meth:`reduce_dense` does with gradients that lie one after the other.
@@ -229,15 +235,21 @@ class Exchange:
         """
         step, plain = self._step, self.warming_up
 
-        def reduce() -> None:
+        def reduce() -> Rounds[None]:
             parts = torch.split(values, [self._parameters[name] for name in names])
-            self._reduce_dense(dict(zip(names, parts, strict=True)), step, plain, values)
+            gradients = dict(zip(names, parts, strict=True))
+            return self._reduce_dense(gradients, step, plain, values)
 
-        return self._thread.submit(reduce)
+        return self._thread.submit_rounds(reduce)
+
+    def sum(self, numbers: Sequence[float]) -> Pending[list[float]]:
+        """Sum numbers over all ranks, in the order of the ranks, in double precision."""
+        step = self._step
+        return self._thread.submit_rounds(lambda: self._numbers.rounds(numbers, step))
 
     def _reduce_dense(
         self, gradients: Mapping[str, Tensor], step: int, plain: bool, whole: Tensor | None = None
-    ) -> None:
+    ) -> Rounds[None]:
         if self.world_size == 1:
             return
         for recipe, layout in self._buckets(tuple(gradients)):
@@ -249,14 +261,14 @@ class Exchange:
                 and len(layout.names) == len(gradients)
                 and whole.dtype == torch.float32
             ):
-                reducer.reduce(name, layout, whole, step)
+                yield from reducer.rounds(name, layout, whole, step)
                 continue
             parts = [gradients[parameter] for parameter in layout.names]
             flat = self._flat.setdefault(layout.names, torch.empty(layout.count))
             pieces = torch.split(flat, list(layout.counts))
             for piece, part in zip(pieces, parts, strict=True):
                 piece.view(part.shape).copy_(part)
-            reducer.reduce(name, layout, flat, step)
+            yield from reducer.rounds(name, layout, flat, step)
             for piece, part in zip(pieces, parts, strict=True):
                 part.copy_(piece.view(part.shape))
 

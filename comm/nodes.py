@@ -19,7 +19,7 @@ from dqrm.comm.layout import Layout
 from dqrm.comm.meter import Meter
 from dqrm.comm.row_codec import Rows
 from dqrm.comm.rows import RowReducer
-from dqrm.comm.wire import RefusedError, Wire
+from dqrm.comm.wire import RefusedError, Rounds, Wire
 from dqrm.kernels.tables import RowGradient
 
 
@@ -128,8 +128,9 @@ class NodeDenseReducer:
     def __init__(self, nodes: Nodes, between: DenseReducer | None, meter: Meter) -> None:
         self.nodes, self.between, self.meter = nodes, between, meter
 
-    def reduce(self, name: str, layout: Layout, values: Tensor, step: int) -> None:
-        """Take the mean over all ranks, in place."""
+    def rounds(self, name: str, layout: Layout, values: Tensor, step: int) -> Rounds[None]:
+        """Take the mean over all ranks, in place; in collectives of its own."""
+        yield from ()
         node = _Node(self.nodes, self.meter, name)
         node.sum(values)
         reason = None
@@ -162,8 +163,9 @@ class NodeRowReducer:
         self.inside = RowReducer(inside, name, rows, dim, Rows(32), "gather")
         self.node = _Node(nodes, inside.meter, name)
 
-    def reduce(self, gradient: RowGradient, step: int) -> RowGradient:
-        """Return the mean over all ranks; valid until the next call."""
+    def rounds(self, gradient: RowGradient, step: int) -> Rounds[RowGradient]:
+        """Return the mean over all ranks, valid until the next call; in collectives of its own."""
+        yield from ()
         reason = None
         try:
             gradient = self.inside.reduce(gradient, step)

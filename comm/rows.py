@@ -21,7 +21,7 @@ from torch import Tensor
 from dqrm.comm.message import HEADER_BYTES, Header, MessageError, name_checksum
 from dqrm.comm.row_codec import Rows
 from dqrm.comm.row_residuals import RowResiduals
-from dqrm.comm.wire import Received, RefusedError, Wire
+from dqrm.comm.wire import Outgoing, Received, RefusedError, Rounds, Wire
 from dqrm.kernels.rounding import step_key
 from dqrm.kernels.row_messages import (
     MalformedRowsError,
@@ -99,25 +99,31 @@ class RowReducer:
                 all ranks.
             MessageError: another rank sent something else.
         """
+        return self.wire.run(self.rounds(gradient, step, refusal))
+
+    def rounds(
+        self, gradient: RowGradient, step: int, refusal: str | None = None
+    ) -> Rounds[RowGradient]:
+        """Do what :meth:`reduce` does, as a task that others can run beside."""
         if self.wire.world_size == 1:
             if refusal is not None:
                 raise RefusedError(refusal)
             return gradient
         if self.algorithm == "gather":
-            return self._gather(gradient, step, refusal)
-        return self._owner(gradient, step, refusal)
+            return (yield from self._gather(gradient, step, refusal))
+        return (yield from self._owner(gradient, step, refusal))
 
-    def _gather(self, gradient: RowGradient, step: int, refusal: str | None) -> RowGradient:
+    def _gather(self, gradient: RowGradient, step: int, refusal: str | None) -> Rounds[RowGradient]:
         wire, phase = self.wire, "gather"
         [(message, header)] = self._messages_of(
             phase, step, gradient, self.residuals, None, 1, refusal
         )
         raw = (wire.world_size - 1) * self._raw_bytes(len(gradient.rows))
         wire.meter.record(self.name, phase).raw_bytes += raw
-        received = wire.all_gather(self.name, phase, message, header)
+        received = yield Outgoing(self.name, phase, message, header)
         return self._merge(phase, received, 1 / wire.world_size, False)
 
-    def _owner(self, gradient: RowGradient, step: int, refusal: str | None) -> RowGradient:
+    def _owner(self, gradient: RowGradient, step: int, refusal: str | None) -> Rounds[RowGradient]:
         wire, world = self.wire, self.wire.world_size
         pairs = self._messages_of("scatter", step, gradient, self.residuals, None, world, refusal)
         raw = self._raw_bytes(len(gradient.rows)) * (world - 1) / world
@@ -129,7 +135,7 @@ class RowReducer:
         [(message, header)] = self._messages_of("collect", step, mine, self.owned, wire.rank)
         raw = (world - 1) * self._raw_bytes(len(mine.rows))
         wire.meter.record(self.name, "collect").raw_bytes += raw
-        received = wire.all_gather(self.name, "collect", message, header)
+        received = yield Outgoing(self.name, "collect", message, header)
         return self._merge("collect", received, 1.0, False)
 
     def _messages_of(

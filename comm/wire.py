@@ -8,13 +8,16 @@ to it. Where one did not fit, every rank sees that in the headers and the round 
 room for it.
 """
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed
 from torch.distributed import ProcessGroup
 
+from dqrm.comm.errors import AgreedError
 from dqrm.comm.message import (
     HEADER_BYTES,
     REFUSAL,
@@ -24,7 +27,9 @@ from dqrm.comm.message import (
     write_header,
 )
 from dqrm.comm.meter import Meter
-from dqrm.comm.thread import AgreedError
+from dqrm.comm.rounds import run_alone
+
+T = TypeVar("T")
 
 _FIRST_CAPACITY = 4096
 # Room beyond the largest message, and what of it is given back a round once messages are smaller.
@@ -67,6 +72,24 @@ class Received:
         return self.buffer[begin : begin + self.headers[rank].size]
 
 
+@dataclass(frozen=True)
+class Outgoing:
+    """A message that is to go to every rank."""
+
+    name: str
+    """Of the channel; all ranks use the same ones in the same order."""
+    phase: str
+    """For the meter."""
+    message: Tensor
+    """uint8, contiguous, the payload behind room for the header; of any length."""
+    header: Header
+    size: int | None = None
+    """Bytes of the longest message of any rank, header included, where all ranks know."""
+
+
+Rounds = Generator[Outgoing, Received, T]
+"""A task that gathers messages from all ranks, and what it returns."""
+
 # Its name changed with torch.
 _all_gather: Callable[..., object] = getattr(
     distributed, "all_gather_single", distributed.all_gather_into_tensor
@@ -89,6 +112,8 @@ class Wire:
         self.rank = distributed.get_rank(group)
         self.world_size = distributed.get_world_size(group)
         self._channels: dict[str, _Channel] = {}
+        # Buffers of messages that travel together.
+        self._shared = _Channel()
 
     def header(self, codec: int, step: int, name: int, count: int, size: int) -> Header:
         """Return the header of a message of this rank."""
@@ -102,42 +127,75 @@ class Wire:
         message[HEADER_BYTES : HEADER_BYTES + len(text)] = text
         return self.header(REFUSAL, expected.step, expected.name, 0, len(text))
 
-    def all_gather(
-        self, name: str, phase: str, message: Tensor, header: Header, size: int | None = None
-    ) -> Received:
-        """Send a message to every rank.
-
-        Args:
-            name: of the channel; all ranks use the same ones in the same order.
-            phase: for the meter.
-            message: uint8, contiguous, the payload behind room for the header; of any length.
-            header: of the message.
-            size: bytes of the longest message of any rank, header included, where all ranks know.
+    def run(self, rounds: Rounds[T]) -> T:
+        """Run a task and return its result.
 
         Raises:
             RefusedError: a rank had a reason not to send; every rank raises it.
             MessageError: what came is not what should have come.
         """
-        channel = self._channels.setdefault(f"{name}/{phase}", _Channel())
-        write_header(message, header)
-        self.meter.record(name, phase).payload_bytes += HEADER_BYTES + header.size
-        while True:
-            capacity = size or channel.capacity
-            channel.received = _grown(channel.received, capacity * self.world_size)
-            own = message[:capacity]
-            if len(own) < capacity:
-                channel.staged = _grown(channel.staged, capacity)
-                end = HEADER_BYTES + header.size
-                channel.staged[:end] = message[:end]
-                own = channel.staged[:capacity]
-            received = channel.received[: capacity * self.world_size]
-            with self.meter.timed(name, phase, "wire"):
-                _all_gather(received, own, group=self.group)
-            self._count(name, phase, capacity)
-            result = self._read(channel, received, capacity, header)
-            if result is not None:
-                return result
-            size = None
+        return run_alone(rounds, self.gather)
+
+    def gather(self, outgoing: Sequence[Outgoing]) -> list[Received | AgreedError]:
+        """Send some messages to every rank, all in one collective.
+
+        Returns:
+            For each, the messages of all ranks, valid until the channel's next; or the reasons
+            that ranks had not to send.
+
+        Raises:
+            MessageError: what came is not what should have come.
+        """
+        for one in outgoing:
+            write_header(one.message, one.header)
+            self.meter.record(one.name, one.phase).payload_bytes += HEADER_BYTES + one.header.size
+        results: list[Received | AgreedError | None] = [None] * len(outgoing)
+        sizes = [one.size for one in outgoing]
+        left = list(range(len(outgoing)))
+        while left:
+            got = self._gather_once([outgoing[i] for i in left], [sizes[i] for i in left])
+            for i, result in zip(left, got, strict=True):
+                results[i] = result
+                sizes[i] = None
+            left = [i for i in left if results[i] is None]
+        return [result for result in results if result is not None]
+
+    def _gather_once(
+        self, outgoing: Sequence[Outgoing], sizes: Sequence[int | None]
+    ) -> list[Received | AgreedError | None]:
+        """Return what came, None for messages of which one did not fit."""
+        channels = [
+            self._channels.setdefault(f"{one.name}/{one.phase}", _Channel()) for one in outgoing
+        ]
+        capacities = [
+            size or channel.capacity for size, channel in zip(sizes, channels, strict=True)
+        ]
+        whole = sum(capacities)
+        # Messages that travel alone have buffers of their own, and stay there till they come again.
+        buffers = channels[0] if len(outgoing) == 1 else self._shared
+        buffers.received = _grown(buffers.received, whole * self.world_size)
+        own = outgoing[0].message[:whole]
+        if len(outgoing) > 1 or len(own) < whole:
+            buffers.staged = _grown(buffers.staged, whole)
+            at = 0
+            for one, capacity in zip(outgoing, capacities, strict=True):
+                end = min(HEADER_BYTES + one.header.size, capacity)
+                buffers.staged[at : at + end] = one.message[:end]
+                at += capacity
+            own = buffers.staged[:whole]
+        received = buffers.received[: whole * self.world_size]
+        begin = time.perf_counter()
+        _all_gather(received, own, group=self.group)
+        seconds = time.perf_counter() - begin
+        results: list[Received | AgreedError | None] = []
+        at = 0
+        for one, channel, capacity in zip(outgoing, channels, capacities, strict=True):
+            self._count(one.name, one.phase, capacity)
+            self.meter.record(one.name, one.phase).wire_seconds += seconds * capacity / whole
+            begins = [rank * whole + at for rank in range(self.world_size)]
+            results.append(self._read(channel, received, begins, capacity, one.header))
+            at += capacity
+        return results
 
     def all_to_all(
         self,
@@ -147,7 +205,7 @@ class Wire:
         headers: list[Header],
         size: int | None = None,
     ) -> Received:
-        """Send a message to each rank; arguments and errors as for :meth:`all_gather`."""
+        """Send a message to each rank; all else as for :class:`Outgoing` and :meth:`run`."""
         channel = self._channels.setdefault(f"{name}/{phase}", _Channel())
         largest = max(header.largest for header in headers)
         sizes = []
@@ -167,7 +225,10 @@ class Wire:
             with self.meter.timed(name, phase, "wire"):
                 distributed.all_to_all_single(received, channel.staged[:whole], group=self.group)
             self._count(name, phase, capacity)
-            result = self._read(channel, received, capacity, headers[self.rank])
+            begins = [rank * capacity for rank in range(self.world_size)]
+            result = self._read(channel, received, begins, capacity, headers[self.rank])
+            if isinstance(result, AgreedError):
+                raise result
             if result is not None:
                 return result
             size = None
@@ -191,12 +252,15 @@ class Wire:
         record.received_bytes += capacity * (self.world_size - 1)
 
     def _read(
-        self, channel: _Channel, received: Tensor, capacity: int, expected: Header
-    ) -> Received | None:
-        """Return the checked messages, or None where one did not fit."""
-        parts = [
-            received[rank * capacity : (rank + 1) * capacity] for rank in range(self.world_size)
-        ]
+        self,
+        channel: _Channel,
+        received: Tensor,
+        begins: list[int],
+        capacity: int,
+        expected: Header,
+    ) -> Received | RefusedError | None:
+        """Return the checked messages or why there are none, or None where one did not fit."""
+        parts = [received[begin : begin + capacity] for begin in begins]
         headers = [read_header(part, rank) for rank, part in enumerate(parts)]
         for part, header in zip(parts, headers, strict=True):
             # Before any of them is believed about sizes.
@@ -212,9 +276,8 @@ class Wire:
                 reason = part[HEADER_BYTES : HEADER_BYTES + header.size].numpy().tobytes()
                 reasons.append(f"rank {header.rank}: {reason.decode(errors='replace')}")
         if reasons:
-            raise RefusedError("; ".join(reasons))
-        begins = [rank * capacity + HEADER_BYTES for rank in range(self.world_size)]
-        return Received(received, begins, headers)
+            return RefusedError("; ".join(reasons))
+        return Received(received, [begin + HEADER_BYTES for begin in begins], headers)
 
 
 def _grown(buffer: Tensor, size: int) -> Tensor:

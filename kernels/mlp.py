@@ -62,10 +62,13 @@ class DenseStack:
         if precision == "int8" and any(layer.activation_bits != 32 for layer in self.layers):
             raise ValueError("precision='int8' rounds inputs its own way: set activation_bits=32")
         self.precision = precision
-        self.gradients = [
-            (torch.empty_like(layer.weight), torch.empty_like(layer.bias)) for layer in self.layers
-        ]
-        """Gradients of each layer's (weight, bias), overwritten by every backward."""
+        parameters = [tensor for layer in self.layers for tensor in (layer.weight, layer.bias)]
+        self.gradient = torch.empty(sum(tensor.numel() for tensor in parameters))
+        """float32, of all parameters one after the other, overwritten by every backward."""
+        parts = torch.split(self.gradient, [tensor.numel() for tensor in parameters])
+        views = [part.view(tensor.shape) for part, tensor in zip(parts, parameters, strict=True)]
+        self.gradients = list(zip(views[::2], views[1::2], strict=True))
+        """Of each layer's (weight, bias), views of it."""
         self.in_features = self.layers[0].weight.shape[1]
         self.out_features = self.layers[-1].weight.shape[0]
         self._chain = _chain(self.layers, self.gradients, precision)

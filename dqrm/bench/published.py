@@ -45,6 +45,7 @@ class PublishedExchange(Exchange):
             seed=seed,
         )
         self._starts = collection.table_start
+        self._shapes = {name: p.shape for name, p in optimizer.dense_parameters.items()}
         self._residuals: dict[str, Tensor] = {}
 
     def reduce_rows(self, name: str, gradient: RowGradient) -> Pending[RowGradient]:
@@ -71,6 +72,13 @@ class PublishedExchange(Exchange):
         for name, gradient in gradients.items():
             torch.sub(owed[name], gradient, out=self._residuals[name])
         return self._thread.submit(lambda: None)
+
+    def reduce_flat(self, names: tuple[str, ...], values: Tensor) -> Pending[None]:
+        """Do the same with gradients that lie one after the other."""
+        parts = torch.split(values, [self._shapes[name].numel() for name in names])
+        return self.reduce_dense(
+            {name: part.view(self._shapes[name]) for name, part in zip(names, parts, strict=True)}
+        )
 
     def _shared(self, largest: Tensor) -> Tensor:
         """Return scales from the mean over ranks of the largest magnitudes."""

@@ -1,9 +1,12 @@
 """What single processes wish for and all then do after the same step: to stop, or to save."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dqrm.training.world import World
+
+if TYPE_CHECKING:
+    from dqrm.comm.exchange import Exchange
 
 
 class Wishes(NamedTuple):
@@ -33,9 +36,15 @@ class Consensus:
         """Grant this process's wishes, in a world of one."""
         self.granted = self._wishes()
 
-    def start(self, loss: float) -> Callable[[], float]:
-        """Begin to ask all ranks, with their losses; what is returned waits and sums these."""
-        wait = self._world.start_sum([loss, *map(float, self._wishes())])
+    def start(self, loss: float, exchange: "Exchange | None" = None) -> Callable[[], float]:
+        """Begin to ask all ranks, with their losses; what is returned waits and sums these.
+
+        Args:
+            loss: of this rank.
+            exchange: of gradients, to ask along with them.
+        """
+        numbers = [loss, *map(float, self._wishes())]
+        wait = self._world.start_sum(numbers) if exchange is None else exchange.sum(numbers).wait
 
         def settle() -> float:
             total, stop, save = wait()

@@ -6,14 +6,15 @@
               bottom MLP ------------------------------------> its gradients      (dense codec)
     update: every rank applies the same merged rows and means, bit for bit
 
-Each arrow is sent by the exchange's thread while the next line is computed, or, where this rank has
-one core only, by the caller in the end: two threads would take turns on it by the millisecond.
+Each arrow is sent by the exchange's thread while the next line is computed. Where a rank has one
+core only, two threads would take turns on it by the millisecond: there all ranks send everything
+together in the end.
 """
 
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import distributed
 
 from dqrm.comm.codecs import codec_named
 from dqrm.comm.exchange import Exchange, TableRows
@@ -67,8 +68,15 @@ def exchange_of(
         {name: parameter.numel() for name, parameter in optimizer.dense_parameters.items()},
         {name: TableRows(c.num_rows, c.embedding_dim) for name, c in collections.items()},
         seed=seed,
-        overlap=torch.get_num_threads() > 1,
+        overlap=_all_have_cores_to_spare(),
     )
+
+
+def _all_have_cores_to_spare() -> bool:
+    """Whether every rank can exchange beside computing; a collective call."""
+    spare = torch.tensor([float(torch.get_num_threads() > 1)])
+    distributed.all_reduce(spare)
+    return int(spare) == distributed.get_world_size()
 
 
 class ExchangedStep(FusedStep):
@@ -98,8 +106,8 @@ class ExchangedStep(FusedStep):
         self.exchange = exchange
         self.world = world
         self.consensus = consensus
-        self._bottom_gradients = named_gradients(self.bottom, optimizer)
-        self._top_gradients = named_gradients(self.top, optimizer)
+        self._bottom_names = parameter_names(self.bottom, optimizer)
+        self._top_names = parameter_names(self.top, optimizer)
 
     def __call__(self, batch: Batch, step: int) -> float:
         """Forward, backward, exchange, update; return the mean loss of the whole batch.
@@ -109,11 +117,10 @@ class ExchangedStep(FusedStep):
         world, exchange = self.world, self.exchange
         # The mean over ranks of what is divided by this is the mean over the whole batch.
         own = self._forward(batch, step, rows=batch.whole_rows / world.size)
-        whole_loss = self.consensus.start(own / world.size)
         exchange.start_step(step)
+        whole_loss = self.consensus.start(own / world.size, None if exchange.overlap else exchange)
         self._backward_top(step)
-        loss = check_loss(whole_loss(), step)
-        top = exchange.reduce_dense(self._top_gradients)
+        top = exchange.reduce_flat(self._top_names, self.top.gradient)
         self._backward_interaction()
         grad_pooled = self._activations.grad_vectors[:, 1:]
         touched = exchange.reduce_rows(
@@ -121,7 +128,8 @@ class ExchangedStep(FusedStep):
             self.collection.kernel.row_gradient(batch.indices, batch.offsets, grad_pooled),
         )
         self._backward_bottom(step)
-        bottom = exchange.reduce_dense(self._bottom_gradients)
+        bottom = exchange.reduce_flat(self._bottom_names, self.bottom.gradient)
+        loss = check_loss(whole_loss(), step)
         merged = touched.wait()
         top.wait()
         bottom.wait()
@@ -129,11 +137,7 @@ class ExchangedStep(FusedStep):
         return loss
 
 
-def named_gradients(stack: DenseStack, optimizer: DenseOptimizer) -> dict[str, Tensor]:
-    """Return the gradients of a stack's layers by the names of their parameters."""
+def parameter_names(stack: DenseStack, optimizer: DenseOptimizer) -> tuple[str, ...]:
+    """Return the names of a stack's parameters in the order of its gradient."""
     names = {id(p): name for name, p in optimizer.dense_parameters.items()}
-    return {
-        names[id(parameter)]: gradient
-        for layer, gradients in zip(stack.layers, stack.gradients, strict=True)
-        for parameter, gradient in zip(layer[:2], gradients, strict=True)
-    }
+    return tuple(names[id(parameter)] for layer in stack.layers for parameter in layer[:2])

@@ -18,7 +18,7 @@ from dqrm.data.batch import Batch
 from dqrm.kernels.mlp import StackPrecision
 from dqrm.models.dlrm import DLRM
 from dqrm.training.consensus import Consensus
-from dqrm.training.exchanged_step import named_gradients
+from dqrm.training.exchanged_step import parameter_names
 from dqrm.training.sharded_lookup import ShardedLookup, kept_tables
 from dqrm.training.sharded_optimizer import ShardedOptimizer
 from dqrm.training.step import FusedPasses, check_loss
@@ -57,8 +57,8 @@ class ShardedStep(FusedPasses):
         self.world = world
         self.consensus = consensus
         self._kept = list(kept_tables(lookup.bags))
-        self._bottom_gradients = named_gradients(self.bottom, optimizer)
-        self._top_gradients = named_gradients(self.top, optimizer)
+        self._bottom_names = parameter_names(self.bottom, optimizer)
+        self._top_names = parameter_names(self.top, optimizer)
 
     def __call__(self, batch: Batch, step: int) -> float:
         """Forward, backward, exchange, update; return the mean loss of the whole batch.
@@ -70,10 +70,9 @@ class ShardedStep(FusedPasses):
         lookup.start(batch.indices, batch.offsets)
         # The mean over ranks of what is divided by this is the mean over the whole batch.
         own = self._forward(batch, step, rows=batch.whole_rows / world.size)
-        whole_loss = self.consensus.start(own / world.size)
+        whole_loss = self.consensus.start(own / world.size, None if exchange.overlap else exchange)
         self._backward_top(step)
-        loss = check_loss(whole_loss(), step)
-        top = exchange.reduce_dense(self._top_gradients)
+        top = exchange.reduce_flat(self._top_names, self.top.gradient)
         self._backward_interaction()
         grad_pooled = self._activations.grad_vectors[:, 1:]
         sent = lookup.send_gradient(grad_pooled)
@@ -81,7 +80,8 @@ class ShardedStep(FusedPasses):
             exchange.reduce_rows(name, lookup.kept_gradient(grad_pooled)) for name in self._kept
         ]
         self._backward_bottom(step)
-        bottom = exchange.reduce_dense(self._bottom_gradients)
+        bottom = exchange.reduce_flat(self._bottom_names, self.bottom.gradient)
+        loss = check_loss(whole_loss(), step)
         served = sent.wait()
         kept = [gradient.wait() for gradient in touched]
         top.wait()

@@ -9,7 +9,8 @@ from torch import distributed
 from worlds import run_ranks
 
 from dqrm.comm import Cast, Exchange, Meter, Policy, Recipe
-from dqrm.comm.thread import AgreedError, Communication
+from dqrm.comm.errors import AgreedError
+from dqrm.comm.thread import Communication
 
 
 def test_work_is_done_in_order_by_one_other_thread() -> None:

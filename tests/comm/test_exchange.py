@@ -39,7 +39,7 @@ from dqrm.comm import (
     Signs,
 )
 from dqrm.comm.message import name_checksum
-from dqrm.comm.wire import Wire
+from dqrm.comm.wire import Outgoing, Wire
 from dqrm.kernels.tables import RowGradient
 
 WORLDS = [1, 2, 3, 4]
@@ -214,12 +214,57 @@ def warming_up_sends_in_full(rank: int, world: int) -> None:
     exchange.close(20)
 
 
+def what_waits_travels_together(rank: int, world: int, algorithm: str) -> None:
+    """Without a thread, with the same results, in fewer collectives, and each refusal its own."""
+
+    def fresh(overlap: bool) -> Exchange:
+        rows = RowRecipe(Rows(8), residual_rows=64, algorithm=algorithm)  # type: ignore[arg-type]
+        return make(Recipe(Blocks(), algorithm="gather"), rows, seed=3, overlap=overlap)
+
+    alone, together = fresh(True), fresh(False)
+    for step in (0, 1, 2):
+        expected, dense = step_of(alone, step)
+        alone_sums = alone.sum([rank + 0.1, 3.0]).wait(20)
+        together.start_step(step)
+        pending_sums = together.sum([rank + 0.1, 3.0])
+        own = {name: value.clone() for name, value in dense_gradients(rank, step).items()}
+        halves = {name: own[name] for name in ("a.weight", "a.bias")}
+        others = {name: value for name, value in own.items() if name not in halves}
+        pending = [
+            together.reduce_dense(halves),
+            together.reduce_rows("tables", row_gradient(rank, step)),
+            together.reduce_dense(others),
+        ]
+        assert not pending_sums.done()
+        assert pending_sums.wait(20) == alone_sums
+        assert all(one.done() for one in pending)
+        assert alone_sums[1] == 3.0 * world
+        assert all(torch.equal(own[name], dense[name]) for name in SHAPES)
+        merged = pending[1].wait(20)
+        assert merged is not None
+        assert torch.equal(merged.rows, expected.rows)
+        assert torch.equal(merged.values, expected.values)
+    bad = dense_gradients(rank, 4)
+    if rank == world - 1:
+        bad["a.weight"][0, 0] = torch.nan
+    together.start_step(4)
+    sums = together.sum([1.0])
+    refused = together.reduce_dense(bad)
+    rows = together.reduce_rows("tables", row_gradient(rank, 4))
+    assert sums.wait(20) == [float(world)]
+    with pytest.raises(RefusedError, match=rf"rank {world - 1}: the gradient of 'a\.weight'"):
+        refused.wait(20)
+    together.require_equal({"rows": rows.wait(20).values}).wait(20)
+    alone.close(20)
+    together.close(20)
+
+
 def other_generations_are_refused(rank: int, world: int) -> None:
     wire = Wire(exchange_group(), Meter(), generation=int(rank == world - 1))
     message = torch.zeros(100, dtype=torch.uint8)
     header = wire.header(3, 1, name_checksum("x"), 0, 50)
     with pytest.raises(MessageError, match="generation"):
-        wire.all_gather("x", "gather", message, header)
+        wire.gather([Outgoing("x", "gather", message, header)])
 
 
 def every_dtype_and_layout(rank: int, world: int) -> None:
@@ -245,6 +290,7 @@ def all_checks(rank: int, world: int) -> None:
     few_places_for_residuals(rank, world)
     other_generations_are_refused(rank, world)
     for algorithm in ("gather", "owner"):
+        what_waits_travels_together(rank, world, algorithm)
         resuming_goes_on_exactly(rank, world, algorithm)
         for bits in (16, 8, 4):
             nothing_is_lost_of_rows(rank, world, bits, algorithm)

@@ -12,9 +12,10 @@ constexpr uint64_t kSpread = 0x9E3779B97F4A7C15u;
 // The longest run of lines asked for; the processor follows a longer run itself.
 constexpr int64_t kPrefetchBytes = 512;
 
-// Digits of the sort by row.
-constexpr int kDigitBits = 11;
-constexpr int kDigits = 1 << kDigitBits;
+// Bits of a digit of the sort by row: of few rows and of many. Every pass goes over all values of a
+// digit, and over all rows.
+constexpr int kFewBits = 8, kManyBits = 11;
+constexpr size_t kMany = 512;
 
 // Which of `parts` owns the block an id lies in.
 int64_t owner(uint64_t id, int64_t parts) {
@@ -147,14 +148,17 @@ TouchedRows Collector::collect_sorted(const Bags& bags, int64_t batch, int64_t r
   collect(bags, batch, rows, 0, 1, {{}, 0, nullptr});
   const size_t count = size_t(count_);
   if (spare_.size() < rows_.size()) spare_.resize(rows_.size());
-  std::vector<uint32_t> starts(kDigits + 1);
-  for (int shift = 0; shift < 63 && (uint64_t(rows - 1) >> shift) != 0; shift += kDigitBits) {
+  const int bits = count < kMany ? kFewBits : kManyBits;
+  const size_t digits = size_t(1) << bits;
+  starts_.resize(digits + 1);
+  uint32_t* starts = starts_.data();
+  for (int shift = 0; shift < 63 && (uint64_t(rows - 1) >> shift) != 0; shift += bits) {
     const auto digit = [&](const TouchedRow& row) {
-      return uint64_t(row.row) >> shift & (kDigits - 1);
+      return uint64_t(row.row) >> shift & (digits - 1);
     };
-    std::fill(starts.begin(), starts.end(), 0);
+    std::fill_n(starts, digits + 1, 0);
     for (size_t u = 0; u < count; ++u) ++starts[digit(rows_[u]) + 1];
-    for (int value = 0; value < kDigits; ++value) starts[value + 1] += starts[value];
+    for (size_t value = 0; value < digits; ++value) starts[value + 1] += starts[value];
     for (size_t u = 0; u < count; ++u) spare_[starts[digit(rows_[u])]++] = rows_[u];
     rows_.swap(spare_);
   }

@@ -46,6 +46,7 @@ class Collector {
 
   std::vector<uint32_t> slots_;  // number of a distinct row plus one, or zero
   std::vector<TouchedRow> rows_, spare_;
+  std::vector<uint32_t> starts_;  // of the digits of a sort
   std::vector<int32_t> next_, bag_;
   int64_t count_ = 0;
 };
