@@ -85,6 +85,17 @@ def skeleton_of(reference: str, earlier: Mapping[str, Stage]) -> Any:
     return load_skeleton(folder)
 
 
+def origin_folder(reference: str, earlier: Mapping[str, Stage]) -> Path | None:
+    """Folder of the model from outside that ``reference`` goes back to, if there is one."""
+    key = named_stage(reference)
+    if key is None:
+        return outside_model(reference)
+    names = list(earlier)
+    before = {name: earlier[name] for name in names[: names.index(key)]}
+    its_model = getattr(earlier[key], "model", None)
+    return None if its_model is None else origin_folder(its_model, before)
+
+
 def _package_folder(reference: str) -> Path:
     name = reference.removeprefix(_PACKAGE).replace("-", "_")
     found = util.find_spec(name) if name.isidentifier() else None

@@ -23,7 +23,6 @@ from dqrm.settings import Settings
 
 if TYPE_CHECKING:
     from dqrm.pipelines.text.finetune import Recipe, Training
-    from dqrm.pipelines.text.objective import Objective
     from dqrm.pipelines.text.tables import Labels
 
 log = logging.getLogger(__name__)
@@ -92,12 +91,11 @@ class CompressStage(TextTrainingStage):
 
     def inputs(self, earlier: Mapping[str, Stage]) -> tuple[str, ...]:
         """The stages of the model and of the teacher."""
-        teacher = None if self.distill is None else self.distill.teacher
-        return stages_named(earlier, **{"model": self.model, "distill.teacher": teacher})
+        return stages_named(earlier, **{"model": self.model, "distill.teacher": self.teacher})
 
     def sources(self) -> dict[str, str]:
         """Digests of the tables, and of models from outside."""
-        folder = None if self.distill is None else outside_model(self.distill.teacher)
+        folder = None if self.teacher is None else outside_model(self.teacher)
         teacher = {} if folder is None else {"teacher": folder_digest(folder)}
         return super().sources() | teacher
 
@@ -105,7 +103,7 @@ class CompressStage(TextTrainingStage):
         """What fine-tuning finds, and settings that do not fit the model."""
         found = super().problems(earlier)
         try:
-            teacher = None if self.distill is None else skeleton_of(self.distill.teacher, earlier)
+            teacher = None if self.teacher is None else skeleton_of(self.teacher, earlier)
         except (OSError, ValueError, KeyError) as error:
             return [*found, Problem("distill.teacher", str(error))]
         if found:
@@ -141,26 +139,62 @@ class CompressStage(TextTrainingStage):
         dropout = not layerwise if self.dropout is None else self.dropout
         return replace(super().recipe(select_by), dropout=dropout)
 
-    def prepare(
-        self, model: Any, labels: "Labels", recipe: "Recipe", context: StageContext
-    ) -> "Training":
-        """Take layers out, load the teacher, make the transforms."""
-        from dqrm.compress.grids.records_file import read_records
+    def prepare(self, model: Any, teacher: Any, labels: "Labels", recipe: "Recipe") -> "Training":
+        """Take layers out, hold the others against the teacher's, make the transforms."""
+        from dqrm.compress.distill.losses import DistillWeights
         from dqrm.compress.transforms.build import build_compression
         from dqrm.pipelines.text.finetune import Training
-        from dqrm.pipelines.text.objective import TaskLoss
+        from dqrm.pipelines.text.objective import (
+            Distillation,
+            Objective,
+            TaskLoss,
+            expose_attention,
+        )
 
-        if read_records(model_folder(self.model, context.inputs)):
-            log.warning("%s is compressed already; training takes it off its grids", self.model)
         kept, depth = self._cut(model)
+        regression = labels.classes is None
+        distill = self.distill
         objective: Objective
-        if self.distill is None:
-            objective = TaskLoss(regression=labels.classes is None, bf16=recipe.bf16)
+        if distill is None:
+            objective = TaskLoss(regression=regression, bf16=recipe.bf16)
         else:
-            objective = self._distillation(
-                self.distill, model, (kept, depth), labels, recipe, context
+            if distill.attention:
+                expose_attention(model)
+                expose_attention(teacher)
+            objective = Distillation(
+                teacher,
+                DistillWeights(
+                    logits=distill.logits,
+                    hidden=distill.hidden,
+                    attention=distill.attention,
+                    temperature=distill.temperature,
+                    average=distill.average,
+                ),
+                self._map(distill, kept, depth, teacher.config.num_hidden_layers),
+                label_weight=distill.labels,
+                regression=regression,
+                bf16=recipe.bf16,
             )
         return Training(objective, build_compression(self.transforms))
+
+    def load_teacher(self, labels: "Labels", context: StageContext) -> Any:
+        """The teacher, as it computes."""
+        from dqrm.compress.grids.records_file import read_records
+        from dqrm.pipelines.text.classifier import load_teacher, require_same_tokens
+
+        folder = model_folder(self.model, context.inputs)
+        if read_records(folder):
+            log.warning("%s is compressed already; training takes it off its grids", self.model)
+        if self.teacher is None:
+            return None
+        its_folder = model_folder(self.teacher, context.inputs)
+        require_same_tokens(folder, its_folder)
+        return load_teacher(its_folder, labels)
+
+    @property
+    def teacher(self) -> str | None:
+        """The teacher that distill names."""
+        return None if self.distill is None else self.distill.teacher
 
     def complete(self, model: Any, folder: Path) -> dict[str, float]:
         """Write the records of the grids."""
@@ -181,12 +215,11 @@ class CompressStage(TextTrainingStage):
     def _cut(self, model: Any) -> tuple[tuple[int, ...], int]:
         """Take layers out of ``model``; return those that stay, and how many there were."""
         from dqrm.compress.distill.maps import uniform_map
-        from dqrm.pipelines.text.layers import encoder_layers, keep_layers
+        from dqrm.pipelines.text.layers import keep_layers
 
+        count = model.config.num_hidden_layers
         if self.layers is None:
-            depth = model.config.num_hidden_layers
-            return tuple(range(depth)), depth
-        count = len(encoder_layers(model))
+            return tuple(range(count)), count
         kept = uniform_map(self.layers, count) if isinstance(self.layers, int) else self.layers
         keep_layers(model, kept)
         return kept, count
@@ -203,37 +236,3 @@ class CompressStage(TextTrainingStage):
         if distill.map == "auto" and depth == teacher_depth:
             return kept
         return uniform_map(len(kept), teacher_depth)
-
-    def _distillation(
-        self,
-        distill: Distill,
-        model: Any,
-        cut: tuple[tuple[int, ...], int],
-        labels: "Labels",
-        recipe: "Recipe",
-        context: StageContext,
-    ) -> "Objective":
-        from dqrm.compress.distill.losses import DistillWeights
-        from dqrm.pipelines.text.classifier import load_teacher, require_same_tokens
-        from dqrm.pipelines.text.objective import Distillation, expose_attention
-
-        folder = model_folder(distill.teacher, context.inputs)
-        teacher = load_teacher(folder, labels)
-        require_same_tokens(model_folder(self.model, context.inputs), folder)
-        if distill.attention:
-            expose_attention(model)
-            expose_attention(teacher)
-        return Distillation(
-            teacher,
-            DistillWeights(
-                logits=distill.logits,
-                hidden=distill.hidden,
-                attention=distill.attention,
-                temperature=distill.temperature,
-                average=distill.average,
-            ),
-            self._map(distill, *cut, teacher.config.num_hidden_layers),
-            label_weight=distill.labels,
-            regression=labels.classes is None,
-            bf16=recipe.bf16,
-        )

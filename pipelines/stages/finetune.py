@@ -6,7 +6,6 @@ safetensors. A killed stage goes on from its last state and comes to the same we
 
 from typing import TYPE_CHECKING, Any, Literal
 
-from dqrm.pipelines.stage import StageContext
 from dqrm.pipelines.stages.text_training import TextTrainingStage
 
 if TYPE_CHECKING:
@@ -20,9 +19,7 @@ class FinetuneStage(TextTrainingStage):
     stage: Literal["finetune"] = "finetune"
     """Fine-tune a Hugging Face sequence classifier or regressor."""
 
-    def prepare(
-        self, model: Any, labels: "Labels", recipe: "Recipe", context: StageContext
-    ) -> "Training":
+    def prepare(self, model: Any, teacher: Any, labels: "Labels", recipe: "Recipe") -> "Training":
         """The loss of the labels, and no compression."""
         from dqrm.compress.transforms.base import Compression
         from dqrm.pipelines.text.finetune import Training

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from dqrm.pipelines.digests import folder_digest
-from dqrm.pipelines.references import model_folder, outside_model, skeleton_of, stages_named
+from dqrm.pipelines.references import (
+    model_folder,
+    origin_folder,
+    outside_model,
+    skeleton_of,
+    stages_named,
+)
 from dqrm.pipelines.stage import MODEL_FOLDER, Problem, Stage, StageContext
 from dqrm.pipelines.stages.text_data import TextData
 
@@ -105,22 +111,63 @@ class TextTrainingStage(Stage):
         return skeleton_of(self.model, earlier)
 
     def plan(self, earlier: Mapping[str, Stage]) -> list[tuple[str, str]]:
-        """Rows, steps and the size of the model."""
+        """Rows, steps, the size of the model and how long it takes."""
+        from dqrm.pipelines.text.estimate import training_seconds
         from dqrm.pipelines.text.finetune import count_steps
 
         train, dev, _ = self.data.read()
         recipe = self.recipe(self.select_by)
+        steps = count_steps(len(train), recipe)
         rows = [
             ("training rows", f"{len(train):,}"),
             ("dev rows", f"{len(dev):,}"),
-            ("steps", f"{count_steps(len(train), recipe):,}"),
+            ("steps", f"{steps:,}"),
             ("precision", "bf16" if recipe.bf16 else "fp32"),
         ]
         skeleton = self.skeleton(earlier)
         if skeleton is not None:
             parameters = sum(parameter.numel() for parameter in skeleton.parameters())
             rows += [("parameters", f"{parameters:,}"), ("bytes", f"{4 * parameters:,} in FP32")]
+            rows += self.sizes(skeleton, steps)
+        per_step = self._step_seconds(earlier, train, recipe, steps)
+        if per_step is not None:
+            minutes = training_seconds(per_step, steps, len(dev), recipe) / 60
+            note = f"from steps of {per_step:.2f} s, taken now with random weights"
+            rows.append(("estimated time", f"{minutes:,.1f} minutes, {note}"))
         return rows
+
+    def _step_seconds(
+        self,
+        earlier: Mapping[str, Stage],
+        train: "Examples",
+        recipe: "Recipe",
+        steps: int,
+    ) -> float | None:
+        """Seconds of a step here; None where the model is not known yet."""
+        from dqrm.pipelines.text.batches import EncodedText
+        from dqrm.pipelines.text.classifier import load_tokenizer
+        from dqrm.pipelines.text.estimate import make_random, sample_rows, step_seconds
+        from dqrm.pipelines.text.finetune import LabelledText
+        from dqrm.pipelines.text.tables import Labels
+
+        origin = origin_folder(self.model, earlier)
+        taken = skeleton_of(self.model, earlier)
+        if origin is None or taken is None:
+            return None
+        labels = Labels.of(train.labels, self.task, str(self.data.train))
+        taken.config.num_labels = labels.num_outputs
+        model = make_random(taken)
+        teacher = None if self.teacher is None else skeleton_of(self.teacher, earlier)
+        if teacher is not None:
+            teacher.config.num_labels = labels.num_outputs
+            teacher = make_random(teacher)
+        elif self.teacher is not None:
+            return None
+        training = self.prepare(model, teacher, labels, recipe)
+        examples = train.take(sample_rows(len(train), recipe))
+        text = EncodedText(load_tokenizer(origin), examples, self.max_length)
+        sample = LabelledText(text, labels.encode(examples.labels, str(self.data.train)))
+        return step_seconds(model, training, recipe, sample, steps)
 
     def run(self, context: StageContext) -> dict[str, float]:
         """Train, select, test once, and write the model."""
@@ -146,7 +193,8 @@ class TextTrainingStage(Stage):
             return LabelledText(text, labels.encode(examples.labels, str(where)))
 
         recipe = self.recipe(self._selection(labels))
-        training = self.prepare(model, labels, recipe, context)
+        teacher = self.load_teacher(labels, context)
+        training = self.prepare(model, teacher, labels, recipe)
         tuner = FineTuner(
             model,
             encoded(train, self.data.train),
@@ -179,14 +227,36 @@ class TextTrainingStage(Stage):
         return metrics | self.complete(model, output)
 
     @abstractmethod
-    def prepare(
-        self, model: Any, labels: "Labels", recipe: "Recipe", context: StageContext
-    ) -> "Training":
+    def prepare(self, model: Any, teacher: Any, labels: "Labels", recipe: "Recipe") -> "Training":
         """Change ``model`` as the settings say; return what it is then trained for, and under what.
+
+        Args:
+            model: as it was loaded.
+            teacher: what :meth:`load_teacher` returned.
+            labels: of the task.
+            recipe: of the training.
 
         Raises:
             ValueError: the settings do not fit the model.
         """
+
+    def load_teacher(self, labels: "Labels", context: StageContext) -> Any:
+        """The model to learn from; None learns from the labels."""
+        return None
+
+    @property
+    def teacher(self) -> str | None:
+        """What the teacher is called, if there is one."""
+        return None
+
+    def sizes(self, skeleton: Any, steps: int) -> list[tuple[str, str]]:
+        """More about the size of what it makes, for people.
+
+        Args:
+            skeleton: its own; may be changed.
+            steps: of the training.
+        """
+        return []
 
     def complete(self, model: Any, folder: Path) -> dict[str, float]:
         """Write what else belongs to the trained model into its folder; return more metrics."""

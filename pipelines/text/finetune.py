@@ -113,7 +113,7 @@ class FineTuner:
         self._train = train
         self._dev = dev
         self._recipe = recipe
-        self._objective = training.objective
+        self._training = training
         self._compression = training.compression
         self._folder = folder
         self._tracker = tracker
@@ -124,7 +124,7 @@ class FineTuner:
         if recipe.freeze_embeddings:
             model.get_input_embeddings().requires_grad_(False)
         self._compression.attach(model, self.steps)
-        self._optimizer = _adamw(model, recipe)
+        self._optimizer = make_optimizer(model, recipe)
         saved = load_state(folder, model, self._compression, self._optimizer)
         self.state = saved or TextState()
         self._saved = time.monotonic()
@@ -164,24 +164,17 @@ class FineTuner:
         state, recipe = self.state, self._recipe
         began = time.monotonic()
         rate = recipe.lr * rate_factor(state.step, self.steps, recipe.warmup)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._compression.before_forward(state.step)
-        loss = self._objective(self._model, self._train.text.batch(rows), self._train.labels[rows])
-        torch.autograd.backward(loss)
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), recipe.max_grad_norm)
-        self._compression.after_backward()
-        self._optimizer.step()
-        self._compression.after_step(state.step, rate, self._optimizer)
-        self._optimizer.zero_grad(set_to_none=True)
-        value = float(loss.detach())
+        inputs, labels = self._train.text.batch(rows), self._train.labels[rows]
+        loss = train_step(
+            self._model, self._optimizer, self._training, inputs, labels, state.step, rate, recipe
+        )
         state.step += 1
         state.batch += 1
-        if not math.isfinite(value):
-            raise TrainingError(f"the loss is {value} at step {state.step}; lower the lr")
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss is {loss} at step {state.step}; lower the lr")
         state.seconds += time.monotonic() - began
         state.samples += len(rows)
-        state.loss_sum += value * len(rows)
+        state.loss_sum += loss * len(rows)
         state.loss_rows += len(rows)
         self._progress("training", state.step, self.steps, "steps")
 
@@ -222,6 +215,43 @@ class FineTuner:
             raise Interrupted(number)
 
 
+def train_step(
+    model: Any,
+    optimizer: torch.optim.Optimizer,
+    training: Training,
+    inputs: dict[str, Tensor],
+    labels: Tensor,
+    step: int,
+    rate: float,
+    recipe: Recipe,
+) -> float:
+    """Take a step on a batch; return its loss.
+
+    Gradients are clipped first; what a compression adds to them is not.
+
+    Args:
+        model: in training mode, the compression attached.
+        optimizer: of its parameters.
+        training: objective and compression.
+        inputs: of the model, [rows, tokens].
+        labels: of the rows.
+        step: 0-based.
+        rate: learning rate.
+        recipe: gives the largest norm of gradients.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    training.compression.before_forward(step)
+    loss = training.objective(model, inputs, labels)
+    torch.autograd.backward(loss)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+    training.compression.after_backward()
+    optimizer.step()
+    training.compression.after_step(step, rate, optimizer)
+    optimizer.zero_grad(set_to_none=True)
+    return float(loss.detach())
+
+
 def count_steps(rows: int, recipe: Recipe) -> int:
     """Steps over so many training rows."""
     steps = recipe.epochs * math.ceil(rows / recipe.batch_size)
@@ -236,7 +266,8 @@ def rate_factor(step: int, steps: int, warmup: float) -> float:
     return (steps - step) / max(1, steps - rising)
 
 
-def _adamw(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
+def make_optimizer(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return AdamW over the parameters that are trained."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},
