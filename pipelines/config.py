@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from dqrm.configuration import ConfigError, load
-from dqrm.pipelines.stages import AnyStage
+from dqrm.pipelines.stages import TEXT_STAGES, AnyStage
+from dqrm.pipelines.stages.text_data import TextData
 from dqrm.settings import Settings
 from dqrm.tracking.config import TrackingConfig
 from dqrm.yaml_text import Document, parse_document
@@ -37,8 +38,24 @@ class PipelineConfig(Settings):
 
     tracking: TrackingConfig = TrackingConfig()
 
+    data: TextData | None = None
+    """Labelled sentences of the stages that need some and name none themselves."""
+
     stages: tuple[AnyStage, ...] = Field(min_length=1)
     """What to run, in order."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_data(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict) or "data" not in tree or "stages" not in tree:
+            return tree
+
+        def with_data(stage: Any) -> Any:
+            if not isinstance(stage, dict) or stage.get("stage") not in TEXT_STAGES:
+                return stage
+            return {"data": tree["data"], **stage}
+
+        return {**tree, "stages": [with_data(stage) for stage in tree["stages"]]}
 
     @field_validator("stages")
     @classmethod

@@ -1,6 +1,6 @@
 """The stages there are. A new one is a module here and a name in the union."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
@@ -8,9 +8,17 @@ from dqrm.pipelines.stages.compress import CompressStage
 from dqrm.pipelines.stages.finetune import FinetuneStage
 from dqrm.pipelines.stages.prune import PruneStage
 from dqrm.pipelines.stages.report import ReportStage
+from dqrm.pipelines.stages.text_data import TextData
 from dqrm.pipelines.stages.train import TrainStage
 
 AnyStage = Annotated[
     FinetuneStage | PruneStage | CompressStage | TrainStage | ReportStage,
     Field(discriminator="stage"),
 ]
+
+TEXT_STAGES = frozenset(
+    kind.model_fields["stage"].default
+    for kind in get_args(get_args(AnyStage)[0])
+    if getattr(kind.model_fields.get("data"), "annotation", None) is TextData
+)
+"""Kinds of those that take labelled sentences."""

@@ -147,7 +147,7 @@ def test_maps_of_the_papers_and_faults():
     assert check_map([2, 4, 6, 8, 10], 5, 12) == (2, 4, 6, 8, 10)
     for layers, message in (
         ((0, 1), "it names 2 layers, and the student has 3"),
-        ((0, 1, 6), "layer 6: the teacher has 6, 0 to 5"),
+        ((0, 1, 6), "layer 6: there are 6, 0 to 5"),
         ((0, 2, 2), "0, 2, 2: they must rise"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -57,18 +57,16 @@ def recorded_runs():
     return read
 
 
-@pytest.fixture(scope="session")
-def tiny_bert(tmp_path_factory):
-    """Folder of a BERT with random weights and a vocabulary of 40 words, made here."""
+def make_bert(folder, layers):
+    """A BERT with random weights and a vocabulary of 40 words, made here."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     import torch
 
-    folder = tmp_path_factory.mktemp("models") / "tiny"
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(35))]
     config = transformers.BertConfig(
         vocab_size=len(words),
         hidden_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=64,
@@ -79,6 +77,18 @@ def tiny_bert(tmp_path_factory):
     vocabulary = {word: number for number, word in enumerate(words)}
     transformers.BertTokenizerFast(vocab=vocabulary).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory):
+    """Folder of a BERT of 2 layers."""
+    return make_bert(tmp_path_factory.mktemp("models") / "tiny", 2)
+
+
+@pytest.fixture(scope="session")
+def bert_of_six(tmp_path_factory):
+    """Folder of a BERT of 6 layers, as the shipped recipes take one."""
+    return make_bert(tmp_path_factory.mktemp("models") / "six", 6)
 
 
 def sentences(rows, seed):

@@ -128,8 +128,8 @@ def test_a_killed_stage_comes_to_the_same_weights(finished, tiny_bert, sentence_
 def test_faults_show_before_anything_runs(finished, dqrm, tiny_bert):
     file, _ = finished
     for override, message in (
-        ("stages.compress.layers=3", "compress.layers: 3 student layers cannot be spread over 2"),
-        ("stages.compress.layers=[0,2]", "layers 0, 2: must rise within 0 to 1"),
+        ("stages.compress.layers=3", "compress.layers: 3 layers cannot be spread over 2"),
+        ("stages.compress.layers=[0,2]", "compress.layers: layer 2: there are 2, 0 to 1"),
         ("stages.compress.distill.map=[0,1]", "distill.map: it names 2 layers, and the student"),
         ("stages.compress.distill.teacher=stage:prune", "distill.teacher=stage:prune: no earlier"),
         ("stages.compress.distill.teacher=absent", "distill.teacher: absent: no such folder"),
@@ -140,3 +140,7 @@ def test_faults_show_before_anything_runs(finished, dqrm, tiny_bert):
         assert message in done.stderr
     plan = dqrm("pipeline", "run", file, "--dry-run", "output=planned")
     assert plan.exit_code == 0, plan.stderr
+    assert "steps           60" in plan.stdout
+    assert "steps           40" in plan.stdout
+    assert plan.stdout.count("taken now with random weights") == 2
+    assert not Path("planned").exists()

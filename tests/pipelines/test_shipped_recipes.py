@@ -3,13 +3,20 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from dqrm.pipelines.config import find_pipeline, shipped_recipes
 
+COMPRESSION = {
+    "sst2-moq": ("moq", "qat"),
+    "sst2-nm": ("admm", "asp", "sr-ste", "joint"),
+    "sst2-xtc": ("six", "five"),
+}
 CENSUS = [f"stages.{name}.settings.train.max_steps=2" for name in ("fp32", "int8", "int4")]
 
 
 def test_all_are_found_and_open_with_their_command(dqrm):
-    assert list(shipped_recipes()) == ["census", "sst2"]
+    assert set(shipped_recipes()) == {"census", "sst2", *COMPRESSION}
     shown = dqrm("pipeline", "ls")
     for name, purpose in shipped_recipes().items():
         first = find_pipeline(name).read_text().splitlines()[0]
@@ -38,3 +45,26 @@ def test_sst2(dqrm, tiny_bert, sentence_files):
     )
     assert done.exit_code == 0, done.stderr
     assert "best/val_accuracy" in done.stdout
+
+
+@pytest.mark.parametrize("name", COMPRESSION)
+def test_compression(name, dqrm, bert_of_six, sentence_files):
+    """Two steps of each stage; schedules and searches are as short."""
+    overrides = [
+        f"stages.finetune.model={bert_of_six}",
+        f"data.train={sentence_files}/train.tsv",
+        f"data.test={sentence_files}/dev.tsv.gz",
+        "data.dev_fraction=0.1",
+        "threads=1",
+        *(f"stages.{stage}.max_steps=2" for stage in ("finetune", *COMPRESSION[name])),
+    ]
+    if name == "sst2-moq":
+        overrides.append("stages.moq.transforms.0.schedule={start: 5, period: 1}")
+    if name == "sst2-nm":
+        overrides += [f"stages.{stage}.transforms.0.updates=1" for stage in ("admm", "joint")]
+    done = dqrm("pipeline", "run", name, "--no-track", *overrides)
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(Path(f"runs/{name}/stages/report/report.json").read_text())
+    rows = {row["stage"]: row for row in report["models"]}
+    assert rows.keys() == {"finetune", *COMPRESSION[name]}
+    assert all("test/accuracy" in row["metrics"] for row in rows.values())

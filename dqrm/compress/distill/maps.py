@@ -15,7 +15,7 @@ def uniform_map(student_layers: int, teacher_layers: int) -> tuple[int, ...]:
     """
     if not 1 <= student_layers <= teacher_layers:
         raise ValueError(
-            f"{student_layers} student layers cannot be spread over {teacher_layers} of the teacher"
+            f"{student_layers} layers cannot be spread over {teacher_layers}"
         )
     return tuple(
         # (k + 1) T / S, rounded half up, in whole numbers.
@@ -35,7 +35,7 @@ def check_map(layers: Sequence[int], student_layers: int, teacher_layers: int) -
     for layer in layers:
         if not 0 <= layer < teacher_layers:
             raise ValueError(
-                f"layer {layer}: the teacher has {teacher_layers}, 0 to {teacher_layers - 1}"
+                f"layer {layer}: there are {teacher_layers}, 0 to {teacher_layers - 1}"
             )
     if any(b <= a for a, b in itertools.pairwise(layers)):
         raise ValueError(f"{', '.join(map(str, layers))}: they must rise")
