@@ -9,6 +9,13 @@ from dqrm.compress.distill.maps import check_map
 from dqrm.compress.transforms.layers import LayerReduction
 
 
+def encoder_layers(model: Any) -> nn.ModuleList:
+    """Return the list of a model's layers. Raises ValueError as :func:`encoder_path`."""
+    layers = model.get_submodule(encoder_path(model))
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
 def encoder_path(model: Any) -> str:
     """Return the name of the list of a model's layers, the one as long as its configuration says.
 
@@ -17,7 +24,7 @@ def encoder_path(model: Any) -> str:
     """
     count = model.config.num_hidden_layers
     found = [
-        name
+        str(name)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and len(module) == count
     ]
@@ -35,9 +42,8 @@ def keep_layers(model: Any, keep: Sequence[int]) -> None:
     """
     count = model.config.num_hidden_layers
     check_map(keep, len(keep), count)
-    path = encoder_path(model)
-    LayerReduction(path, keep, "config.num_hidden_layers").attach(model, 0)
-    for position, layer in enumerate(model.get_submodule(path)):
+    LayerReduction(encoder_path(model), keep, "config.num_hidden_layers").attach(model, 0)
+    for position, layer in enumerate(encoder_layers(model)):
         for module in layer.modules():
             # Where a layer finds its keys and values in a decoder's cache.
             if hasattr(module, "layer_idx"):

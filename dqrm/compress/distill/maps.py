@@ -14,9 +14,7 @@ def uniform_map(student_layers: int, teacher_layers: int) -> tuple[int, ...]:
         ValueError: the student has no layers, or more than the teacher.
     """
     if not 1 <= student_layers <= teacher_layers:
-        raise ValueError(
-            f"{student_layers} layers cannot be spread over {teacher_layers}"
-        )
+        raise ValueError(f"{student_layers} layers cannot be spread over {teacher_layers}")
     return tuple(
         # (k + 1) T / S, rounded half up, in whole numbers.
         (2 * (k + 1) * teacher_layers + student_layers) // (2 * student_layers) - 1
