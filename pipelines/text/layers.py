@@ -47,4 +47,4 @@ def keep_layers(model: Any, keep: Sequence[int]) -> None:
         for module in layer.modules():
             # Where a layer finds its keys and values in a decoder's cache.
             if hasattr(module, "layer_idx"):
-                module.layer_idx = position
+                module.layer_idx = position  # type: ignore[assignment]
