@@ -18,6 +18,8 @@ FREE_TO_CHANGE = {
     "train.log_every",
     "train.eval_batch_size",
     "train.patience",
+    "exchange.backend",
+    "exchange.timeout_seconds",
     "exchange.placement",
     "exchange.shard_over_rows",
 }

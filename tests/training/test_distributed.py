@@ -140,12 +140,14 @@ def test_a_resumed_run_has_the_bits_of_an_unbroken_one(compressed, clicks_data, 
 
 
 @pytest.mark.parametrize("size", [1, 3])
-def test_a_run_goes_on_in_another_number_of_processes(clicks_data, folder, compressed, size):
+def test_a_run_goes_on_in_another_number_of_processes_over_another_backend(
+    clicks_data, folder, compressed, size
+):
     name = f"grown{size}"
     short = settings(clicks_data, folder, name, train={"max_steps": 33}, exchange=CODES)
     run, _ = train_world(2, short)
     whole = settings(clicks_data, folder, name, exchange=CODES)
-    again, auc = train_world(size, whole, resume=str(run))
+    again, auc = train_world(size, whole, resume=str(run), backend="auto")
     assert read_checkpoint(newest(again)).state.step == 60
     assert auc == pytest.approx(compressed[1], abs=0.01)
 
