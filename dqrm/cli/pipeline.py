@@ -23,6 +23,10 @@ PIPELINE_MODEL = "dqrm.pipelines.config:PipelineConfig"
         "run": ("dqrm.cli.pipeline:run", "Run the stages of a file that are not complete."),
         "validate": ("dqrm.cli.pipeline:validate", "Look for faults without running anything."),
         "ls": ("dqrm.cli.pipeline:ls", "List the shipped pipelines."),
+        "import": (
+            "dqrm.cli.pipeline_import:import_",
+            "Turn DeepSpeed's compression settings into a pipeline.",
+        ),
     },
     help="Run files of stages: train, fine-tune, report.",
 )

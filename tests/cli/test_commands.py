@@ -50,7 +50,7 @@ def test_the_commands_are_these() -> None:
         *("bench accuracy", "bench prepare", "bench exactness", "bench replicas"),
         *("bench kernels", "bench train", "bench exchange", "bench network"),
         *("ui", "doctor", "tracking sync", "completion"),
-        *("pipeline run", "pipeline validate", "pipeline ls", "profile"),
+        *("pipeline run", "pipeline validate", "pipeline ls", "pipeline import", "profile"),
     }
 
 

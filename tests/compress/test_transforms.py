@@ -28,6 +28,28 @@ def small_model(seed=0):
     return nn.Sequential(nn.Embedding(9, 10), nn.Linear(10, 6), nn.Tanh(), nn.Linear(6, 4))
 
 
+@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
+def test_rows_of_an_embedding_never_share_scales(granularity):
+    model = small_model()
+    Compression([QuantizeWeights(["0"], 4, granularity)]).attach(model, 1)
+    alone = model[0](torch.tensor([4]))
+    among_others = model[0](torch.arange(9))
+    assert torch.equal(alone[0], among_others[4])
+    assert not torch.equal(alone[0], model[0].weight[4])
+
+
+def test_the_full_range_is_that_of_deepspeed():
+    model = small_model()
+    with torch.no_grad():
+        model[1].weight[0] = torch.tensor([0.8, -0.8, 0.1, 0.05, 0.7, 0, 0, 0, 0, 0])
+    compression = Compression([QuantizeWeights(["1"], 4, full_range=True)])
+    compression.attach(model, 1)
+    compression.freeze()
+    # 2 * 0.8 / 2**4 = 0.1 a step, 7 of them upwards and 8 downwards.
+    wanted = [0.7, -0.8, 0.1, 0, 0.7, 0, 0, 0, 0, 0]
+    assert model[1].weight[0].tolist() == pytest.approx(wanted)
+
+
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
 def test_frozen_is_the_last_forward_bit_for_bit(bits, granularity):

@@ -52,6 +52,8 @@ def fit(
     granularity: Granularity,
     kept: Tensor | None = None,
     rounding: Rounding = "nearest",
+    *,
+    full_range: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the codes of ``weight`` (as weight) and their scales, both float32.
 
@@ -62,6 +64,7 @@ def fit(
         granularity: of the scales.
         kept: bool, as weight: scales are those of these, other codes are 0.
         rounding: of the symmetric grid.
+        full_range: the symmetric scale is max|w| / (n + 1), as DeepSpeed's, in place of / n.
     """
     view = granularity.view(weight)
     valid = granularity.filled(weight)
@@ -71,7 +74,7 @@ def fit(
         largest = symmetric.largest_code(bits)
         if kept is not None:
             view = view.masked_fill(~granularity.view(kept), 0.0)
-        scale = symmetric.scale_of(max_abs(view), largest)
+        scale = symmetric.scale_of(max_abs(view), largest + full_range)
         codes = symmetric.quantize(view, scale, largest, rounding)
     else:
         codes, scale = (ternarize if grid == "ternary" else binarize)(view, valid)

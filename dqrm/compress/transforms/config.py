@@ -30,13 +30,17 @@ class WeightGrid(Settings):
     """None takes binary for 1 bit, ternary for 2, symmetric for more."""
 
     per: Literal["row", "tensor"] = "row"
-    """One scale an output channel (or row of an embedding), or one a weight."""
+    """One scale an output channel, or one a weight. Of an embedding, rows never share scales."""
 
     group: PositiveInt | None = None
     """Inputs that share a scale, within a row: group_size of GPTQ and torchao."""
 
     groups: PositiveInt | None = None
     """Groups of rows of a weight that share a scale: quantize_groups of DeepSpeed."""
+
+    range: Literal["restricted", "full"] = "restricted"
+    """Scale of a symmetric grid: max|w| / (2^(b-1) - 1), or max|w| / 2^(b-1) as DeepSpeed has it,
+    where the largest positive weight of a group loses a step."""
 
     rounding: Literal["nearest", "stochastic"] = "nearest"
     """In training, of a symmetric grid; what is evaluated and kept is rounded to nearest."""
@@ -79,7 +83,7 @@ class BitSchedule(Settings):
     within the training.
     """
 
-    start: int = Field(ge=2, le=16)
+    start: int = Field(ge=1, le=16)
     """Bits at first."""
 
     period: PositiveInt
@@ -164,6 +168,7 @@ class QuantTransform(Settings):
                     weight.granularity(),
                     weight.grid,
                     rounding=weight.rounding,
+                    full_range=weight.range == "full",
                     schedule=bits,
                     sensitivity=schedule is not None and schedule.sensitivity is not None,
                     mixed_end=schedule is not None and schedule.mixed_end,
@@ -257,30 +262,7 @@ class NMTransform(Settings):
         ]
 
 
-class LayersTransform(Settings):
-    """Layer reduction: some layers stay, the others leave the model."""
-
-    kind: Literal["layers"]
-
-    path: str
-    """Of the list of layers, as in bert.encoder.layer."""
-
-    layers: tuple[NonNegativeInt, ...] = Field(min_length=1)
-    """Numbers of the layers that stay, from 0: teacher_layer of DeepSpeed."""
-
-    count: str | None = None
-    """Attribute of the model that says how many there are, as in config.num_hidden_layers."""
-
-    def transforms(self) -> "list[Transform]":
-        """Return what it stands for."""
-        from dqrm.compress.transforms.layers import LayerReduction
-
-        return [LayerReduction(self.path, self.layers, self.count)]
-
-
-TransformConfig = Annotated[
-    QuantTransform | NMTransform | LayersTransform, Field(discriminator="kind")
-]
+TransformConfig = Annotated[QuantTransform | NMTransform, Field(discriminator="kind")]
 
 
 def patterns(match: Patterns) -> tuple[str, ...]:

@@ -28,24 +28,21 @@ class RowStep(Protocol):
         """Say whether the rows are trained."""
 
 
-def check_rows(name: str, module: nn.Embedding, granularity: Granularity) -> None:
-    """Refuse an embedding whose rows cannot be quantized one by one.
+def rows_apart(granularity: Granularity) -> Granularity:
+    """Return the granularity of an embedding: one scale a row in place of one for several."""
+    return granularity if granularity.kind == "k_groups" else Granularity("row")
+
+
+def quantize_rows_of(name: str, module: nn.Embedding, step: RowStep) -> None:
+    """Quantize looked-up rows from now on.
 
     Raises:
-        ValueError: rows share scales, or were quantized before.
+        ValueError: they are quantized already.
     """
-    if granularity.kind not in ("row", "k_groups"):
-        raise ValueError(
-            f"{name}: scales of an embedding are per row or of groups of columns, not {granularity}"
-        )
     if hasattr(module, _HOOK):
         raise ValueError(f"{name}: two transforms of one kind match it")
     if weight_record(module) is not None:
         raise ValueError(f"{name}: its weight was compressed before")
-
-
-def quantize_rows_of(module: nn.Embedding, step: RowStep) -> None:
-    """Quantize looked-up rows from now on."""
 
     def quantize(module: nn.Module, inputs: Any, rows: Tensor) -> Tensor:
         step.train(module.training)

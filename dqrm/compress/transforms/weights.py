@@ -14,7 +14,7 @@ from dqrm.compress.schedules import BitsState, MoqBits, period_factor
 from dqrm.compress.transforms.base import Transform, matching_modules
 from dqrm.compress.transforms.latent import WeightStep, add_step, settle
 from dqrm.compress.transforms.patterns import NMStep, pattern_step
-from dqrm.compress.transforms.rows import check_rows, quantize_rows_of, settle_rows
+from dqrm.compress.transforms.rows import quantize_rows_of, rows_apart, settle_rows
 
 
 class QuantizeWeights(Transform):
@@ -25,9 +25,11 @@ class QuantizeWeights(Transform):
     Args:
         match: patterns of the names of linear layers and embeddings.
         bits: of a code, in the end. 1 is binary and 2 ternary unless ``grid`` says otherwise.
-        granularity: of the scales; an embedding's are per row or k_groups.
+        granularity: of the scales. Rows of an embedding never share them: it has one a row where
+            those of a layer are for more.
         grid: None takes it from the bits.
         rounding: in training; what is evaluated and frozen is rounded to nearest.
+        full_range: of a symmetric grid (see :func:`dqrm.compress.grids.record.fit`).
         schedule: leads to ``bits``; None has them from the first step on.
         sensitivity: whether :meth:`set_sensitivity` will tell how careful to be with each weight.
         mixed_end: whether a sensitive weight may end with more bits than the target; otherwise
@@ -44,6 +46,7 @@ class QuantizeWeights(Transform):
         grid: Grid | None = None,
         *,
         rounding: Rounding = "nearest",
+        full_range: bool = False,
         schedule: MoqBits | None = None,
         sensitivity: bool = False,
         mixed_end: bool = False,
@@ -57,6 +60,7 @@ class QuantizeWeights(Transform):
         self.granularity = granularity
         self.grid = grid
         self.rounding = rounding
+        self.full_range = full_range
         self.sensitivity = sensitivity
         self.mixed_end = mixed_end
         self._steps: dict[str, FakeQuantizeWeight] = {}
@@ -71,14 +75,19 @@ class QuantizeWeights(Transform):
         self._total = steps
         self._modules = matching_modules(model, self.match, (nn.Linear, nn.Embedding))
         for name, module in self._modules.items():
+            embedding = isinstance(module, nn.Embedding)
+            granularity = rows_apart(self.granularity) if embedding else self.granularity
             step = FakeQuantizeWeight(
-                self.granularity, self.schedule.start, self.grid, self.rounding
+                granularity,
+                self.schedule.start,
+                self.grid,
+                self.rounding,
+                full_range=self.full_range,
             )
             self._steps[name] = step
             self._states[name] = self.schedule.begin()
             if isinstance(module, nn.Embedding):
-                check_rows(name, module, self.granularity)
-                quantize_rows_of(module, step)
+                quantize_rows_of(name, module, step)
             else:
                 step.follow(pattern_step(module))
                 add_step(model, name, step)
@@ -203,11 +212,14 @@ class FakeQuantizeWeight(WeightStep):
         bits: int,
         grid: Grid | None = None,
         rounding: Rounding = "nearest",
+        *,
+        full_range: bool = False,
     ) -> None:
         super().__init__()
         self.granularity = granularity
         self.grid = grid
         self.rounding = rounding
+        self.full_range = full_range
         self.bits = bits
         self.mix = 0.0
         """Share of FP32 in the value."""
@@ -235,7 +247,15 @@ class FakeQuantizeWeight(WeightStep):
         grid = self.current_grid
         kept = self._patterns[0].mask if self._patterns else None
         rounding = self.rounding if self.training else "nearest"
-        codes, scale = fit(weight, grid, self.bits, self.granularity, kept, rounding)
+        codes, scale = fit(
+            weight,
+            grid,
+            self.bits,
+            self.granularity,
+            kept,
+            rounding,
+            full_range=self.full_range,
+        )
         record = WeightRecord(grid, self.bits, self.granularity, scale)
         return dequantize(codes, record), record
 

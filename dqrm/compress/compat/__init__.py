@@ -1,0 +1,1 @@
+"""Settings of other systems, read as ours."""

@@ -1,0 +1,333 @@
+"""Compression settings in DeepSpeed's JSON, which DeepSpeed no longer reads, as ours.
+
+``compression_training`` and ``quantize_training`` (MoQ) become transforms; batch size, optimizer
+and precision become settings of the training. What has no effect here, or had another one there
+than its name says, is told in ``warnings``.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dqrm.compress.transforms.config import (
+    ActivationGrid,
+    BitSchedule,
+    NMTransform,
+    QuantTransform,
+    TransformConfig,
+    WeightGrid,
+)
+
+_LARGEST_GROUP = 16
+_WEIGHT = "compression_training.weight_quantization"
+_TOPK = "topk learns scores for weights, which no transform does; sr_ste is the nearest"
+
+
+@dataclass
+class Imported:
+    """What a file of DeepSpeed's says, in our words."""
+
+    transforms: list[TransformConfig] = field(default_factory=list)
+    layers: tuple[int, ...] | int | None = None
+    """Layers to keep, or how many."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Of batch_size, lr, weight_decay, max_grad_norm, precision."""
+    warnings: list[str] = field(default_factory=list)
+
+    def warn(self, key: str, text: str) -> None:
+        """Note something about a key."""
+        self.warnings.append(f"{key}: {text}")
+
+
+def load(path: Path) -> Imported:
+    """Read a file.
+
+    Raises:
+        ValueError: it is no JSON object, asks for no compression, or for one there is not.
+    """
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: a JSON object was expected")
+    try:
+        return convert(tree)
+    except KeyError as error:
+        raise ValueError(f"{path}: {error} is missing") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def convert(tree: Mapping[str, Any]) -> Imported:
+    """As :func:`load`, from what the file holds."""
+    found = Imported()
+    rest = dict(tree)
+    _training(found, rest)
+    compression = dict(rest.pop("compression_training", {}))
+    eigenvalue = rest.pop("eigenvalue", None)
+    moq = dict(rest.pop("quantize_training", {}))
+    if moq.get("enabled"):
+        _moq(found, moq, eigenvalue)
+    elif eigenvalue is not None:
+        found.warn("eigenvalue", "no effect without quantize_training")
+    _layers(found, dict(compression.pop("layer_reduction", {})))
+    _sparse(found, dict(compression.pop("sparse_pruning", {})))
+    _weights(found, dict(compression.pop("weight_quantization", {})))
+    _activations(found, dict(compression.pop("activation_quantization", {})))
+    for name in ("row_pruning", "head_pruning", "channel_pruning"):
+        section = compression.pop(name, {})
+        if section.get("shared_parameters", {}).get("enabled"):
+            found.warn(
+                f"compression_training.{name}",
+                "no effect; whole rows and heads are taken out by a stage of its own, prune",
+            )
+    _unknown(found, "compression_training", compression)
+    for key in rest:
+        found.warn(key, "no effect")
+    if not found.transforms and found.layers is None:
+        raise ValueError("no compression is enabled in it")
+    return found
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice} is there twice")
+    return tree
+
+
+def _training(found: Imported, rest: dict[str, Any]) -> None:
+    batch = rest.pop("train_batch_size", None)
+    micro = rest.pop("train_micro_batch_size_per_gpu", batch)
+    if batch is not None or micro is not None:
+        found.training["batch_size"] = batch if batch is not None else micro
+    clip = rest.pop("gradient_clipping", None)
+    if clip:
+        found.training["max_grad_norm"] = clip
+    half, bf16 = rest.pop("fp16", {}), rest.pop("bf16", {})
+    if half.get("enabled"):
+        found.warn("fp16", "CPUs compute in bf16 where they can, which needs no loss scale")
+    elif bf16.get("enabled"):
+        found.training["precision"] = "bf16"
+    optimizer = dict(rest.pop("optimizer", {}))
+    if optimizer:
+        params = dict(optimizer.get("params", {}))
+        if str(optimizer.get("type", "AdamW")).lower() not in ("adam", "adamw"):
+            found.warn("optimizer.type", "AdamW in its place")
+        for name in ("lr", "weight_decay"):
+            if isinstance(params.get(name), (int, float)):
+                found.training[name] = params.pop(name)
+        for name in params:
+            found.warn(f"optimizer.params.{name}", "no effect")
+
+
+def _layers(found: Imported, section: dict[str, Any]) -> None:
+    if not section.get("enabled"):
+        return
+    where = "compression_training.layer_reduction"
+    kept, count = section.get("teacher_layer"), section.get("keep_number_layer")
+    if kept is None and count is None:
+        raise ValueError(f"{where}: neither teacher_layer nor keep_number_layer is there")
+    if kept is not None and count is not None and len(kept) != count:
+        raise ValueError(f"{where}: keep_number_layer={count}, teacher_layer has {len(kept)}")
+    found.layers = count if kept is None else tuple(kept)
+    for key in section.keys() - {"enabled", "teacher_layer", "keep_number_layer"}:
+        if key in ("module_name_prefix", "other_module_name"):
+            found.warn(f"{where}.{key}", "no effect: layers are found, all else is kept")
+        else:
+            found.warn(f"{where}.{key}", "no effect")
+
+
+def _sparse(found: Imported, section: dict[str, Any]) -> None:
+    where = "compression_training.sparse_pruning"
+    shared, groups = _sections(found, where, section)
+    method = shared.pop("method", "l1")
+    offset = shared.pop("schedule_offset", 1000)
+    if not groups:
+        return
+    if method not in ("l1", "topk"):
+        raise ValueError(f"{where}.method={method}: only l1 and topk have a counterpart")
+    if method == "topk":
+        found.warn(f"{where}.method", _TOPK)
+    elif offset:
+        found.warn(f"{where}.schedule_offset", "no effect: masks are there from the first step on")
+    _unknown(found, where, shared)
+    for name, (params, match) in groups.items():
+        ratio = params.pop("dense_ratio")
+        keep, group = _pattern(ratio, f"{where}.{name}.dense_ratio")
+        found.warn(f"{where}.{name}", f"weights are taken out as {keep}:{group}, not anywhere")
+        via = {"l1": "one_shot", "topk": "sr_ste"}[method]
+        found.transforms.append(
+            NMTransform.model_validate(
+                {"kind": "nm", "match": match, "keep": keep, "group": group, "via": via}
+            )
+        )
+        _unknown(found, f"{where}.{name}.params", params)
+
+
+def _pattern(ratio: float, where: str) -> tuple[int, int]:
+    for group in (4, 8, _LARGEST_GROUP):
+        keep = ratio * group
+        if 0 < keep < group and math.isclose(keep, round(keep)):
+            return round(keep), group
+    raise ValueError(f"{where}={ratio}: must be a multiple of 1/{_LARGEST_GROUP} between 0 and 1")
+
+
+def _weights(found: Imported, section: dict[str, Any]) -> None:
+    shared, groups = _sections(found, _WEIGHT, section)
+    in_forward = shared.pop("quantize_weight_in_forward", False)
+    offset = shared.pop("schedule_offset", 0)
+    mix = _mix(shared)
+    grid = _grid(found, _WEIGHT, shared)
+    if not groups:
+        return
+    _unknown(found, _WEIGHT, shared)
+    for name, (params, match) in groups.items():
+        where = f"{_WEIGHT}.{name}.params"
+        start, target = params.pop("start_bits"), params.pop("target_bits")
+        period = params.pop("quantization_period", 1)
+        if in_forward and start != target:
+            found.warn(
+                f"{where}.start_bits",
+                "no effect with quantize_weight_in_forward, as in DeepSpeed: target_bits at once",
+            )
+            start = target
+        schedule = _schedule(start, target, period, offset, mix)
+        found.transforms.append(_quant(match, target, grid, schedule))
+        _unknown(found, where, params)
+
+
+def _activations(found: Imported, section: dict[str, Any]) -> None:
+    where = "compression_training.activation_quantization"
+    shared, groups = _sections(found, where, section)
+    if not groups:
+        return
+    if shared.pop("quantization_type", "symmetric") != "symmetric":
+        found.warn(f"{where}.quantization_type", "symmetric in its place")
+    if shared.pop("range_calibration", "dynamic") != "dynamic":
+        found.warn(f"{where}.range_calibration", "dynamic, a scale a token, in its place")
+    if shared.pop("schedule_offset", 1000):
+        found.warn(f"{where}.schedule_offset", "no effect: quantized from the first step on")
+    _unknown(found, where, shared)
+    for name, (params, match) in groups.items():
+        bits = params.pop("bits")
+        if bits != 8:
+            raise ValueError(f"{where}.{name}.params.bits={bits}: must be 8")
+        found.transforms.append(QuantTransform(kind="quant", match=match, act=ActivationGrid()))
+        _unknown(found, f"{where}.{name}.params", params)
+
+
+def _moq(found: Imported, moq: dict[str, Any], eigenvalue: Any) -> None:
+    where = "quantize_training"
+    moq.pop("enabled")
+    # Newer files have it beside quantize_training, older ones within.
+    curvature = dict(moq.pop("eigenvalue", None) or eigenvalue or {})
+    sensitive = bool(curvature.pop("enabled", False))
+    bits, times = dict(moq.pop("quantize_bits", {})), dict(moq.pop("quantize_schedule", {}))
+    algorithm = dict(moq.pop("quantize_algo", {}))
+    shared = {
+        "quantize_groups": moq.pop("quantize_groups", 1),
+        "quantization_type": algorithm.pop("q_type", moq.pop("quantize_type", "symmetric")),
+        "rounding": algorithm.pop("rounding", moq.pop("rounding", "nearest")),
+        "quantizer_kernel": moq.pop("quantizer_kernel", False),
+        "quantize_verbose": moq.pop("quantize_verbose", False),
+    }
+    mix = _mix(moq)
+    start, target = bits.pop("start_bits", 16), bits.pop("target_bits", 8)
+    period, offset = times.pop("quantize_period", 100), times.pop("schedule_offset", 100)
+    schedule = _schedule(start, target, period, offset, mix, sensitive=sensitive)
+    layers = curvature.pop("layer_name", "")
+    match = rf".*{layers}\..*" if sensitive and layers else ".*"
+    found.transforms.append(_quant((match,), target, _grid(found, where, shared), schedule))
+    if match == ".*":
+        found.warn(where, "every linear layer and embedding is quantized, the head among them")
+    if sensitive:
+        found.warn(
+            "eigenvalue", "blocks that are too sensitive to reach target_bits keep more (mixed_end)"
+        )
+    for key in curvature:
+        found.warn(f"eigenvalue.{key}", "no effect")
+    for name, section in {
+        where: moq,
+        f"{where}.quantize_bits": bits,
+        f"{where}.quantize_schedule": times,
+        f"{where}.quantize_algo": algorithm,
+    }.items():
+        _unknown(found, name, section)
+
+
+def _quant(
+    match: tuple[str, ...], bits: int, grid: dict[str, Any], schedule: BitSchedule | None
+) -> QuantTransform:
+    # Of 1 and 2 bits the grids are the same here and there.
+    used = {k: v for k, v in grid.items() if bits > 2 or k in ("groups", "per")}
+    weight = WeightGrid(bits=bits, **used)
+    return QuantTransform(kind="quant", match=match, weight=weight, schedule=schedule)
+
+
+def _schedule(
+    start: int, target: int, period: int, offset: int, mix: float, *, sensitive: bool = False
+) -> BitSchedule | None:
+    if start == target and not offset and not mix:
+        return None
+    return BitSchedule(
+        start=start,
+        period=max(1, period),
+        offset=offset,
+        mix_ratio=mix,
+        sensitivity="eigenvalue" if sensitive else None,
+        mixed_end=sensitive,
+    )
+
+
+def _mix(shared: dict[str, Any]) -> float:
+    mixed = dict(shared.pop("fp16_mixed_quantize", {}))
+    return float(mixed.get("quantize_change_ratio", 0.001)) if mixed.get("enabled") else 0.0
+
+
+def _grid(found: Imported, where: str, shared: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a WeightGrid but its bits."""
+    if shared.pop("quantization_type", "symmetric") != "symmetric":
+        found.warn(f"{where}.quantization_type", "symmetric in its place")
+    rounding = shared.pop("rounding", "nearest")
+    if shared.pop("quantizer_kernel", False) and rounding == "nearest":
+        found.warn(f"{where}.rounding", "nearest as it says; DeepSpeed's kernel took stochastic")
+    shared.pop("quantize_verbose", None)
+    groups = shared.pop("quantize_groups", 1)
+    share = {"per": "tensor"} if groups == 1 else {"groups": groups}
+    return {**share, "range": "full", "rounding": rounding}
+
+
+def _sections(
+    found: Imported, where: str, section: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, tuple[dict[str, Any], tuple[str, ...]]]]:
+    """Shared parameters, and parameters and patterns of each group; none of what is not enabled."""
+    shared = dict(section.get("shared_parameters", {}))
+    if not shared.pop("enabled", False):
+        return shared, {}
+    groups = {}
+    for name, group in section.get("different_groups", {}).items():
+        if group.get("related_modules"):
+            found.warn(f"{where}.{name}.related_modules", "no effect")
+        modules = group.get("modules", "*")
+        texts = [modules] if isinstance(modules, str) else modules
+        groups[name] = dict(group["params"]), tuple(_whole(text) for text in texts)
+    if not groups:
+        raise ValueError(f"{where}: enabled, but different_groups is empty")
+    return shared, groups
+
+
+def _whole(text: str) -> str:
+    """A pattern of whole names for one that DeepSpeed searched for within names."""
+    return ".*" if text == "*" else f".*(?:{text}).*"
+
+
+def _unknown(found: Imported, where: str, rest: Mapping[str, Any]) -> None:
+    for key in rest:
+        found.warn(f"{where}.{key}", "no effect")
