@@ -7,12 +7,13 @@ from pydantic import Field
 from dqrm.pipelines.stages.compress import CompressStage
 from dqrm.pipelines.stages.finetune import FinetuneStage
 from dqrm.pipelines.stages.prune import PruneStage
+from dqrm.pipelines.stages.reconstruct import ReconstructStage
 from dqrm.pipelines.stages.report import ReportStage
 from dqrm.pipelines.stages.text_data import TextData
 from dqrm.pipelines.stages.train import TrainStage
 
 AnyStage = Annotated[
-    FinetuneStage | PruneStage | CompressStage | TrainStage | ReportStage,
+    FinetuneStage | PruneStage | CompressStage | ReconstructStage | TrainStage | ReportStage,
     Field(discriminator="stage"),
 ]
 

@@ -1,6 +1,6 @@
 """Some training rows to look at a model with, and what its layers are run on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,22 +19,11 @@ def draw_rows(examples: Examples, count: int, seed: int) -> Examples:
 
 
 def forwards(
-    model: Any, text: EncodedText, batches: Sequence[Sequence[int]], check: Callable[[], None]
-) -> list[Callable[[], object]]:
-    """Return calls of ``model``, one a batch.
-
-    Args:
-        model: takes what ``text`` makes of rows.
-        text: encoded sentences.
-        batches: rows of each call.
-        check: called before each of them; may raise.
-    """
-
-    def forward(rows: Sequence[int]) -> object:
-        check()
-        return model(**text.batch(rows))
-
-    return [partial(forward, rows) for rows in batches]
+    model: Any, text: EncodedText, batches: Sequence[Sequence[int]]
+) -> Iterator[Callable[[], object]]:
+    """Yield calls of ``model``, one a batch of rows of ``text``."""
+    for rows in batches:
+        yield partial(model, **text.batch(rows))
 
 
 def valid_tokens(text: EncodedText, batches: Sequence[Sequence[int]]) -> list[Tensor]:

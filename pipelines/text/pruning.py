@@ -177,9 +177,10 @@ def _tune(
     student_stream, teacher_stream = (
         LayerStream(
             [units.layer for units in layers],
-            forwards(model, text, batches, check),
+            forwards(model, text, batches),
             folder / name,
             _STREAM_BYTES,
+            check,
         )
         for model, layers, name in (
             (models[0], masks.layers, "pruned"),

@@ -129,7 +129,7 @@ def test_tuning_a_whole_model_returns_ones(model, rows, tmp_path):
         streams = tuple(
             LayerStream(
                 list(m.bert.encoder.layer),
-                forwards(m, rows.text, batches, nothing),
+                forwards(m, rows.text, batches),
                 tmp_path / name,
                 1 << 20,
             )

@@ -67,6 +67,7 @@ class LayerStream:
         forwards: each calls the model with one batch.
         folder: for what does not fit in memory; its own.
         memory_bytes: hidden states kept in memory.
+        check: called before each batch runs through the model or a layer; may raise.
     """
 
     def __init__(
@@ -75,8 +76,10 @@ class LayerStream:
         forwards: Iterable[Callable[[], object]],
         folder: Path,
         memory_bytes: int,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._layers = layers
+        self._check = check
         self._hidden = TensorShelf(folder, memory_bytes)
         self._others: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
         self.position = 0
@@ -99,6 +102,7 @@ class LayerStream:
 
     def call(self, layer: nn.Module, batch: int) -> Tensor:
         """Call ``layer``, with gradients if they are enabled, and return its hidden states."""
+        self._check()
         arguments, keywords = self._others[batch]
         result = layer(self._hidden[batch], *arguments, **keywords)
         output = result[0] if isinstance(result, tuple) else result
@@ -119,6 +123,7 @@ class LayerStream:
         self.position += 1
 
     def _run(self, forward: Callable[[], object]) -> None:
+        self._check()
         try:
             forward()
         except _Reached:

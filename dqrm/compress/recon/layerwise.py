@@ -44,6 +44,8 @@ class Calibration:
     """For hidden states that do not fit in memory."""
     memory_bytes: int
     """Of hidden states, kept in memory; of each of the two models where both are run."""
+    check: Callable[[], None] = lambda: None
+    """Called before each batch runs through a layer; may raise."""
 
 
 class LayerwiseQuantizer:
@@ -177,6 +179,7 @@ class LayerwiseQuantizer:
             calibration.forwards(model),
             calibration.folder / name,
             calibration.memory_bytes,
+            calibration.check,
         )
         for _ in range(first):
             stream.advance()

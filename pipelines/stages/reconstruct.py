@@ -1,0 +1,122 @@
+"""``stage: reconstruct``: a fine-tuned transformer put on low-bit grids in minutes (ZeroQuant).
+
+Its output holds ``model/``: weights in FP32 whose values are on their grids, the tokenizer, and
+``compression.safetensors``, which says on which (``dqrm.compress.grids.records_file``). A killed
+stage goes on behind the last layer it finished and comes to the same weights.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from dqrm.compress.transforms.config import QuantTransform
+from dqrm.pipelines.references import skeleton_of
+from dqrm.pipelines.stage import MODEL_FOLDER, Problem, Stage, StageContext
+from dqrm.pipelines.stages.calibrated import CalibratedStage
+
+if TYPE_CHECKING:
+    from dqrm.compress.recon.layerwise import GptqRecipe
+    from dqrm.compress.recon.lkd import LkdRecipe
+
+
+class ReconstructStage(CalibratedStage):
+    """Put a fine-tuned transformer on low-bit grids without training it (arXiv 2206.01861)."""
+
+    stage: Literal["reconstruct"] = "reconstruct"
+    """Put a fine-tuned transformer on low-bit grids: by rounding, layer-wise distillation, GPTQ."""
+
+    transforms: tuple[QuantTransform, ...] = Field(min_length=1)
+    """Grids of weights and activations, by the names of modules; those of no pattern stay."""
+
+    solver: Literal["none", "lkd", "gptq"] = "none"
+    """none: weights are rounded, without data. lkd: every layer learns to answer as the original
+    one. gptq: what a column loses by rounding is made up for by those behind it."""
+
+    inputs_of: Literal["teacher", "student"] = "teacher"
+    """Whose hidden states a layer is fitted on: the original model's, or those that the layers put
+    on grids before it make."""
+
+    steps: PositiveInt = 100
+    """lkd: steps a layer."""
+
+    lr: PositiveFloat = 1e-4
+    """lkd: learning rate of AdamW; falls to 0 along a cosine."""
+
+    damping: NonNegativeFloat = 0.01
+    """gptq: added to the diagonal of the Hessian, as a share of its mean."""
+
+    act_order: bool = False
+    """gptq: round the columns with the largest inputs first."""
+
+    def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
+        """What a stage with calibration finds, and patterns that name no module."""
+        from dqrm.pipelines.text.reconstruction import resolve_targets
+
+        found = super().problems(earlier)
+        model = None if found else skeleton_of(self.model, earlier)
+        if model is not None:
+            try:
+                resolve_targets(model, self.transforms)
+            except ValueError as error:
+                found.append(Problem("transforms", str(error)))
+        return found
+
+    def skeleton(self, earlier: Mapping[str, Stage]) -> Any:
+        """That of the model it takes."""
+        return skeleton_of(self.model, earlier)
+
+    def run(self, context: StageContext) -> dict[str, float]:
+        """Reconstruct, measure, write the model."""
+        from dqrm.compress.grids.records_file import save_records
+        from dqrm.pipelines.text.calibration import draw_rows
+        from dqrm.pipelines.text.classifier import save_classifier
+        from dqrm.pipelines.text.reconstruction import (
+            reconstruct_layers,
+            resolve_targets,
+            round_weights,
+        )
+
+        loaded = self.load(context)
+        model = loaded.model
+        targets = resolve_targets(model, self.transforms)
+        metrics: dict[str, float] = {}
+        recipe = self._recipe()
+        if recipe is None:
+            round_weights(model, targets)
+        else:
+            text = loaded.encode(draw_rows(loaded.train, self.samples, self.seed)).text
+            losses = reconstruct_layers(
+                model,
+                targets,
+                recipe,
+                self.inputs_of,
+                text,
+                text.shuffled(self.batch_size, self.seed, 0),
+                context.scratch,
+                lambda: self.check(context),
+                lambda done, layers: context.progress("layers", done, layers, "layers"),
+            )
+            for number, loss in enumerate(losses):
+                metrics[f"reconstruct/layer_{number}_error_rounded"] = loss.start
+                metrics[f"reconstruct/layer_{number}_error"] = loss.end
+        weights = sum(model.get_submodule(name).weight.numel() for name in targets)
+        bits = sum(
+            target.bits * model.get_submodule(name).weight.numel()
+            for name, target in targets.items()
+        )
+        metrics["bits/mean"] = bits / weights
+        folder = context.output / MODEL_FOLDER
+        save_classifier(model, loaded.tokenizer, folder)
+        save_records(folder, model)
+        return loaded.quality(model, 2 * self.batch_size) | metrics
+
+    def _recipe(self) -> "LkdRecipe | GptqRecipe | None":
+        from dqrm.compress.recon.layerwise import GptqRecipe
+        from dqrm.compress.recon.lkd import LkdRecipe
+
+        if self.solver == "lkd":
+            return LkdRecipe(self.steps, self.lr, self.seed)
+        if self.solver == "gptq":
+            return GptqRecipe(self.damping, self.act_order)
+        return None

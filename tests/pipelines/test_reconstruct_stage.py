@@ -1,0 +1,186 @@
+"""Reconstruction from end to end: rounding, distillation and GPTQ of a tiny fine-tuned BERT."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dqrm.compress.grids.record import codes, dequantize, weight_record
+from dqrm.compress.grids.records_file import load_records, read_records
+from dqrm.compress.recon.layerwise import GptqRecipe
+from dqrm.compress.recon.lkd import LkdRecipe
+from dqrm.pipelines.config import load_pipeline
+from dqrm.pipelines.runner import run_pipeline
+from dqrm.pipelines.text.batches import EncodedText
+from dqrm.pipelines.text.classifier import load_any, load_tokenizer, predict_text
+from dqrm.pipelines.text.reconstruction import (
+    reconstruct_layers,
+    resolve_targets,
+    round_weights,
+)
+from dqrm.pipelines.text.shapes import keep_units, layer_units
+from dqrm.pipelines.text.tables import find_columns, read_table, take_examples
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+GRIDS = """\
+    transforms:
+      - {kind: quant, match: ".*attention.*(query|key|value|dense)", weight: {bits: 8}, act: {bits: 8}}
+      - {kind: quant, match: '.*(intermediate|layer\\.[0-9]+\\.output)\\.dense',
+         weight: {bits: 3, group: 16}, act: {bits: 8}}
+"""  # noqa: E501
+PIPELINE = """\
+threads: 1
+tracking: {{system_metrics: false, flush_seconds: 0.2, enabled: false}}
+stages:
+  - stage: finetune
+    model: {model}
+    data: &data {{train: {text}/train.tsv, dev: {text}/dev.tsv.gz, test: {text}/dev.tsv.gz}}
+    lr: 3e-3
+    epochs: 4
+    batch_size: 16
+    precision: fp32
+"""
+SOLVERS = {
+    "none": "",
+    "lkd": "solver: lkd, steps: 40, lr: 1e-4, inputs_of: student",
+    "gptq": "solver: gptq, act_order: true",
+}
+
+
+def stages(names):
+    made = ""
+    for name in names:
+        extra = "".join(f"    {field}\n" for field in SOLVERS[name].split(", ") if field)
+        made += (
+            f"  - stage: reconstruct\n    name: {name}\n    model: stage:finetune\n"
+            f"    data: *data\n    samples: 128\n    batch_size: 16\n{extra}{GRIDS}"
+        )
+    return made
+
+
+@pytest.fixture
+def file(tiny_bert, sentence_files):
+    path = Path("tiny.yaml")
+    text = PIPELINE.format(model=tiny_bert, text=sentence_files)
+    path.write_text(text + stages(SOLVERS) + "  - stage: report\n")
+    return path
+
+
+def weights(name, stage):
+    return load_file(f"runs/{name}/stages/{stage}/model/model.safetensors")
+
+
+def test_every_solver_keeps_accuracy_and_a_stopped_one_comes_to_the_same(file, sentence_files):
+    result = run_pipeline(load_pipeline(file))
+    by_key = {stage.key: stage for stage in result.stages}
+    whole = by_key["finetune"].record.metrics["test/accuracy"]
+    table = read_table(sentence_files / "dev.tsv.gz")
+    examples = take_examples(table, find_columns(table, "t"), "t")
+    for name in SOLVERS:
+        stage = by_key[name]
+        metrics = stage.record.metrics
+        assert metrics["test/accuracy"] > whole - 0.05, name
+        # 4 d**2 at 8 bits and 2 * 2 d**2 at 3, of hidden width d.
+        assert metrics["bits/mean"] == pytest.approx((4 * 8 + 4 * 3) / 8)
+        for layer in range(2 if name != "none" else 0):
+            error = metrics[f"reconstruct/layer_{layer}_error"]
+            assert error < metrics[f"reconstruct/layer_{layer}_error_rounded"]
+
+        # What is on the disk computes what was measured.
+        folder = stage.folder / "model"
+        model = load_any(folder).eval()
+        assert len(load_records(folder, model)) == 12
+        text = EncodedText(load_tokenizer(folder), examples, 128)
+        chosen = predict_text(model, text, 32).argmax(1)
+        right = float((chosen == torch.tensor(examples.labels.to_numpy())).double().mean())
+        assert right == metrics["test/accuracy"]
+        for module in model.modules():
+            record = weight_record(module)
+            if record is not None:
+                on_grid = dequantize(codes(module.weight, record), record)
+                assert torch.equal(module.weight, on_grid)
+                assert record.activation_bits == 8
+
+    # Rounding touches nothing but the weights that are named.
+    before, after = weights("tiny", "finetune"), weights("tiny", "none")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"{name}.weight" for name in read_records(by_key["none"].folder / "model")}
+
+    def stop_in_the_second_layer(phase, done, total, unit):
+        if phase == "lkd: layers" and done == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    halves = load_pipeline(file, ["name=halves"])
+    stopped = run_pipeline(halves, progress=stop_in_the_second_layer)
+    assert stopped.interrupted == signal.SIGINT
+    assert [stage.key for stage in stopped.stages] == ["finetune", "none"]
+    assert run_pipeline(halves).interrupted is None
+    left, right = weights("tiny", "lkd"), weights("halves", "lkd")
+    for name in left:
+        assert torch.equal(left[name], right[name]), name
+
+
+def test_what_cannot_be_reconstructed_is_told(file, dqrm):
+    for override, message in (
+        ("stages.none.transforms.0.match=.*querry", "no Linear has this name; near it are"),
+        (
+            "stages.none.transforms.0.match=.*dense",
+            "has grids already",
+        ),
+        (
+            "stages.none.transforms.0.schedule={start: 16, period: 10}",
+            "a schedule is for training",
+        ),
+    ):
+        done = dqrm("pipeline", "validate", file, override)
+        assert done.exit_code == 2, override
+        assert message in done.stderr
+    again = dqrm(
+        *("pipeline", "run", file, "--no-track", "stages.finetune.max_steps=1"),
+        "stages.gptq.model=stage:none",
+    )
+    assert again.exit_code == 2
+    assert "stage gptq: stage:none: its weights are on grids already" in again.stderr
+
+
+@pytest.mark.parametrize("recipe", [None, LkdRecipe(2, 1e-4, 0), GptqRecipe(0.01, False)])
+def test_layers_without_heads_or_neurons(recipe, tiny_bert, sentence_files, tmp_path):
+    config = transformers.AutoConfig.from_pretrained(tiny_bert)
+    torch.manual_seed(0)
+    model = transformers.BertForSequenceClassification(config).eval()
+    first, second = layer_units(model)
+    none, some = torch.zeros(64, dtype=torch.bool), torch.arange(64) < 16
+    keep_units(first, torch.zeros(2, dtype=torch.bool), some)
+    keep_units(second, torch.tensor([True, False]), none)
+    table = read_table(sentence_files / "dev.tsv.gz")
+    examples = take_examples(table, find_columns(table, "t"), "t").take(range(16))
+    text = EncodedText(load_tokenizer(tiny_bert), examples, 128)
+    targets = resolve_targets(
+        model,
+        load_pipeline_transforms(),
+    )
+    before = predict_text(model, text, 8)
+    if recipe is None:
+        round_weights(model, targets)
+    else:
+        batches = text.shuffled(8, 0, 0)
+        reconstruct_layers(
+            model, targets, recipe, "student", text, batches, tmp_path, lambda: None, print
+        )
+    assert torch.allclose(before, predict_text(model, text, 8), atol=0.05)
+
+
+def load_pipeline_transforms():
+    from dqrm.compress.transforms.config import ActivationGrid, QuantTransform, WeightGrid
+
+    return [
+        QuantTransform(
+            kind="quant",
+            match=r".*encoder.*",
+            weight=WeightGrid(bits=8, group=16),
+            act=ActivationGrid(),
+        )
+    ]
