@@ -4,6 +4,7 @@ from typing import Annotated, get_args
 
 from pydantic import Field
 
+from dqrm.pipelines.stages.allocate import AllocateStage
 from dqrm.pipelines.stages.compress import CompressStage
 from dqrm.pipelines.stages.finetune import FinetuneStage
 from dqrm.pipelines.stages.prune import PruneStage
@@ -13,7 +14,13 @@ from dqrm.pipelines.stages.text_data import TextData
 from dqrm.pipelines.stages.train import TrainStage
 
 AnyStage = Annotated[
-    FinetuneStage | PruneStage | CompressStage | ReconstructStage | TrainStage | ReportStage,
+    FinetuneStage
+    | PruneStage
+    | AllocateStage
+    | CompressStage
+    | ReconstructStage
+    | TrainStage
+    | ReportStage,
     Field(discriminator="stage"),
 ]
 

@@ -6,13 +6,14 @@ stage goes on behind the last layer it finished and comes to the same weights.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from dqrm.compress.transforms.config import QuantTransform
-from dqrm.pipelines.references import skeleton_of
+from dqrm.pipelines.references import named_stage, skeleton_of, stages_named
 from dqrm.pipelines.stage import MODEL_FOLDER, Problem, Stage, StageContext
+from dqrm.pipelines.stages.allocation import read_allocation
 from dqrm.pipelines.stages.calibrated import CalibratedStage
 
 if TYPE_CHECKING:
@@ -26,8 +27,11 @@ class ReconstructStage(CalibratedStage):
     stage: Literal["reconstruct"] = "reconstruct"
     """Put a fine-tuned transformer on low-bit grids: by rounding, layer-wise distillation, GPTQ."""
 
-    transforms: tuple[QuantTransform, ...] = Field(min_length=1)
+    transforms: tuple[QuantTransform, ...] = ()
     """Grids of weights and activations, by the names of modules; those of no pattern stay."""
+
+    allocation: str | None = None
+    """stage:NAME of an allocate stage, whose grids are taken besides."""
 
     solver: Literal["none", "lkd", "gptq"] = "none"
     """none: weights are rounded, without data. lkd: every layer learns to answer as the original
@@ -48,6 +52,18 @@ class ReconstructStage(CalibratedStage):
 
     act_order: bool = False
     """gptq: round the columns with the largest inputs first."""
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if not self.transforms and self.allocation is None:
+            raise ValueError("set transforms or allocation: nothing is put on grids")
+        if self.allocation is not None and named_stage(self.allocation) is None:
+            raise ValueError(f"allocation={self.allocation}: must be stage:NAME")
+        return self
+
+    def inputs(self, earlier: Mapping[str, Stage]) -> tuple[str, ...]:
+        """The stages of the model and of the allocation."""
+        return stages_named(earlier, model=self.model, allocation=self.allocation)
 
     def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
         """What a stage with calibration finds, and patterns that name no module."""
@@ -79,7 +95,7 @@ class ReconstructStage(CalibratedStage):
 
         loaded = self.load(context)
         model = loaded.model
-        targets = resolve_targets(model, self.transforms)
+        targets = resolve_targets(model, self._transforms(context))
         metrics: dict[str, float] = {}
         recipe = self._recipe()
         if recipe is None:
@@ -110,6 +126,17 @@ class ReconstructStage(CalibratedStage):
         save_classifier(model, loaded.tokenizer, folder)
         save_records(folder, model)
         return loaded.quality(model, 2 * self.batch_size) | metrics
+
+    def _transforms(self, context: StageContext) -> tuple[QuantTransform, ...]:
+        """Those of the settings and of the allocation."""
+        key = None if self.allocation is None else named_stage(self.allocation)
+        if key is None:
+            return self.transforms
+        allocated = read_allocation(context.inputs[key])
+        grids = tuple(t for t in allocated if isinstance(t, QuantTransform))
+        if len(grids) < len(allocated):
+            raise ValueError(f"{self.allocation}: has patterns, which take training: use compress")
+        return self.transforms + grids
 
     def _recipe(self) -> "LkdRecipe | GptqRecipe | None":
         from dqrm.compress.recon.layerwise import GptqRecipe

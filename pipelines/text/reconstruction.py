@@ -21,7 +21,7 @@ from dqrm.compress.transforms.config import QuantTransform, patterns
 from dqrm.data.files import new_folder, write_json
 from dqrm.pipelines.text.batches import EncodedText
 from dqrm.pipelines.text.calibration import forwards, valid_tokens
-from dqrm.pipelines.text.layers import encoder_layers
+from dqrm.pipelines.text.layers import encoder_layers, encoder_path
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,8 @@ def reconstruct_layers(
         The error of each layer's outputs.
     """
     whole = copy.deepcopy(model).requires_grad_(False)
-    names = _layer_names(model)
+    path = encoder_path(model)
+    names = [f"{path}.{place}" for place in range(len(encoder_layers(model)))]
     done = _resume(folder, model)
     if done:
         log.info("going on at layer %d of %d", len(done) + 1, len(names))
@@ -116,12 +117,6 @@ def reconstruct_layers(
         done.append(quantizer.step())
         _save(folder, model, done)
     return done
-
-
-def _layer_names(model: Any) -> list[str]:
-    layers = {id(layer): place for place, layer in enumerate(encoder_layers(model))}
-    found = {layers[id(m)]: name for name, m in model.named_modules() if id(m) in layers}
-    return [found[place] for place in range(len(layers))]
 
 
 def _save(folder: Path, model: Any, losses: Sequence[LayerLoss]) -> None:

@@ -12,11 +12,12 @@ COMPRESSION = {
     "sst2-nm": ("admm", "asp", "sr-ste", "joint"),
     "sst2-xtc": ("six", "five"),
 }
+WITHOUT_TRAINING = {"sst2-prune": ("prune",), "sst2-zeroquant": ("w8a8", "w48", "w48-lkd")}
 CENSUS = [f"stages.{name}.settings.train.max_steps=2" for name in ("fp32", "int8", "int4")]
 
 
 def test_all_are_found_and_open_with_their_command(dqrm):
-    assert set(shipped_recipes()) == {"census", "sst2", *COMPRESSION}
+    assert set(shipped_recipes()) == {"census", "sst2", *COMPRESSION, *WITHOUT_TRAINING}
     shown = dqrm("pipeline", "ls")
     for name, purpose in shipped_recipes().items():
         first = find_pipeline(name).read_text().splitlines()[0]
@@ -67,4 +68,28 @@ def test_compression(name, dqrm, bert_of_six, sentence_files):
     report = json.loads(Path(f"runs/{name}/stages/report/report.json").read_text())
     rows = {row["stage"]: row for row in report["models"]}
     assert rows.keys() == {"finetune", *COMPRESSION[name]}
+    assert all("test/accuracy" in row["metrics"] for row in rows.values())
+
+
+@pytest.mark.parametrize("name", WITHOUT_TRAINING)
+def test_compression_without_training(name, dqrm, bert_of_six, sentence_files):
+    """Two steps of training, and two of each layer."""
+    overrides = [
+        f"stages.finetune.model={bert_of_six}",
+        f"data.train={sentence_files}/train.tsv",
+        f"data.test={sentence_files}/dev.tsv.gz",
+        "data.dev_fraction=0.1",
+        "threads=1",
+        "stages.finetune.max_steps=2",
+        *(f"stages.{stage}.samples=64" for stage in WITHOUT_TRAINING[name]),
+    ]
+    if name == "sst2-prune":
+        overrides.append("stages.prune.held_out=32")
+    else:
+        overrides.append("stages.w48-lkd.steps=2")
+    done = dqrm("pipeline", "run", name, "--no-track", *overrides)
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(Path(f"runs/{name}/stages/report/report.json").read_text())
+    rows = {row["stage"]: row for row in report["models"]}
+    assert rows.keys() == {"finetune", *WITHOUT_TRAINING[name]}
     assert all("test/accuracy" in row["metrics"] for row in rows.values())
