@@ -197,11 +197,12 @@ class CompressStage(TextTrainingStage):
         return None if self.distill is None else self.distill.teacher
 
     def complete(self, model: Any, folder: Path) -> dict[str, float]:
-        """Write the records of the grids."""
+        """Write the records of the grids, and account for bytes and multiplications."""
         from dqrm.compress.grids.records_file import save_records
+        from dqrm.compress.report import account
 
         save_records(folder, model)
-        return {}
+        return account(model).metrics()
 
     def _attach(self, model: Any) -> None:
         """Attach the transforms to the skeleton of the model, cut already."""

@@ -15,6 +15,7 @@ from dqrm.compress.transforms.activations import QuantizeActivations
 from dqrm.compress.transforms.admm import Admm
 from dqrm.compress.transforms.base import Compression
 from dqrm.compress.transforms.latent import latent_weight
+from dqrm.compress.transforms.layers import LayerReduction
 from dqrm.compress.transforms.sparsify import OneShot, SrSte
 from dqrm.compress.transforms.weights import QuantizeWeights
 
@@ -84,6 +85,7 @@ CASES = {
     "moq": lambda: [QuantizeWeights([*LAYERS, "table"], 4, schedule=MOQ)],
     "stochastic": lambda: [QuantizeWeights([*LAYERS, "table"], 4, rounding="stochastic")],
     "everything": lambda: [
+        LayerReduction("layers", [2, 0]),
         Admm(LAYERS, TWO_OF_FOUR, 20.0, updates=7, joint=True),
         QuantizeWeights(LAYERS, 4, Granularity("k_groups", 8), schedule=MOQ),
         QuantizeActivations(LAYERS),
@@ -264,8 +266,28 @@ def test_attaching_to_a_model_without_values_finds_what_is_wrong(case):
     with torch.device("meta"):
         model = Tiny()
     Compression(CASES[case]()).attach(model, STEPS)
-    with pytest.raises(ValueError, match=r"dual updates|until step|two transforms"):
+    with pytest.raises(ValueError, match=r"dual updates|until step|two transforms|from 0 to 1"):
         Compression(CASES[case]()).attach(model, 8)
+
+
+def test_layer_reduction_keeps_the_named_layers():
+    model = Tiny()
+    model.size = 3
+    weights = [layer.weight for layer in model.layers]
+    LayerReduction("layers", [2, 0], count="size").attach(model, 1)
+    assert [layer.weight for layer in model.layers] == [weights[2], weights[0]]
+    assert model.size == 2
+    for path, layers, message in [
+        ("head", [0], "there are: layers"),
+        ("nowhere", [0], "there are: layers"),
+        ("layers", [0, 2], "from 0 to 1"),
+        ("layers", [0, 0], "different numbers"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            LayerReduction(path, layers).attach(model, 1)
+    model.size = 5
+    with pytest.raises(ValueError, match="size is 5, but layers has 2"):
+        LayerReduction("layers", [0], count="size").attach(model, 1)
 
 
 @pytest.mark.parametrize(
@@ -277,6 +299,7 @@ def test_attaching_to_a_model_without_values_finds_what_is_wrong(case):
         (lambda: QuantizeWeights(LAYERS, 4, schedule=MoqBits(8, 4, 5)), "until step 40"),
         (lambda: QuantizeWeights(LAYERS, 4, schedule=MoqBits(8, 5, 5)), "leads to 5 bits"),
         (lambda: QuantizeWeights(LAYERS, 4, sensitivity=True), "there is none"),
+        (lambda: LayerReduction("layers", []), "at least one"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

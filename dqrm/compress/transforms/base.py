@@ -28,7 +28,7 @@ class Transform(ABC):
     """State attached to named modules of one model."""
 
     order: ClassVar[int]
-    """Place among transforms of one model: N:M 1, weight grid 2, activation grid 3."""
+    """Place among transforms of one model: layers 0, N:M 1, weight grid 2, activation grid 3."""
 
     @abstractmethod
     def attach(self, model: nn.Module, steps: int) -> None:
@@ -85,7 +85,7 @@ class Compression:
     """Transforms of one model, in order.
 
     Args:
-        transforms: N:M before weight grids before activation grids.
+        transforms: layers before N:M before weight grids before activation grids.
 
     Raises:
         ValueError: they are in another order.
@@ -96,7 +96,7 @@ class Compression:
         if orders != sorted(orders):
             names = ", ".join(type(transform).__name__ for transform in transforms)
             raise ValueError(
-                f"{names}: transforms go N:M, weight grid, activation grid, in this order"
+                f"{names}: transforms go layers, N:M, weight grid, activation grid, in this order"
             )
         self.transforms = tuple(transforms)
 

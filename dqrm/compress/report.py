@@ -1,0 +1,199 @@
+"""What a compressed model takes: bytes by what they are for, and multiplications.
+
+Bytes follow from shapes and records alone, so that a plan has them as well as a model. They are
+those of the file that ``dqrm.compress.lower`` writes before it deflates anything; the file can only
+be smaller. Ratios of papers count codes alone, files have places, scales and all the rest too: the
+parts are told apart.
+
+A MAC is one multiplication and one addition, counted for each row of a layer's input.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor, nn
+
+from dqrm.compress.grids.granularity import Granularity, matrix_shape
+from dqrm.compress.grids.nm import NM
+from dqrm.compress.grids.record import Grid, WeightRecord
+from dqrm.compress.grids.records_file import records
+from dqrm.compress.lower.codes import Coding, code_bytes
+
+_FP32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class WeightCost:
+    """What a weight takes."""
+
+    fp32_bytes: int
+    """Before it was compressed."""
+    code_bytes: int
+    """Of codes, or of FP32 values where it is on no grid."""
+    place_bytes: int
+    """That say which weights of each group of a pattern are kept."""
+    scale_bytes: int
+    macs: int
+    """For each row of the input, none left out; 0 of an embedding."""
+    kept_macs: int
+    """Of these, with weights that a pattern keeps."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of all that is stored."""
+        return self.code_bytes + self.place_bytes + self.scale_bytes
+
+    def __add__(self, other: "WeightCost") -> "WeightCost":
+        return WeightCost(
+            *(getattr(self, f.name) + getattr(other, f.name) for f in fields(WeightCost))
+        )
+
+
+NOTHING = WeightCost(0, 0, 0, 0, 0, 0)
+
+
+def weight_cost(
+    shape: Sequence[int],
+    grid: Grid,
+    bits: int,
+    granularity: Granularity,
+    mask: NM | None = None,
+    *,
+    multiplies: bool = True,
+) -> WeightCost:
+    """Return what a weight takes on a grid.
+
+    Args:
+        shape: of the weight.
+        grid: of its values.
+        bits: of a code.
+        granularity: of the scales.
+        mask: its pattern.
+        multiplies: whether inputs are multiplied with it, as those of an embedding are not.
+    """
+    rows, columns = matrix_shape(shape)
+    count = rows * columns
+    kept = count if mask is None else rows * _kept(columns, mask)
+    places = 0
+    if grid == "fp32":
+        codes, scales = _FP32_BYTES * count, 0
+    else:
+        scales = _FP32_BYTES * _scales(shape, granularity)
+        codes = _codes(count, grid, bits, zeros=grid != "binary" or mask is not None)
+    if mask is not None:
+        slots = rows * -(-columns // mask.group) * mask.keep
+        if grid == "fp32":
+            sparse = _FP32_BYTES * slots
+        else:
+            sparse = _codes(slots, grid, bits, zeros=grid != "binary" or slots > kept)
+        sparse_places = code_bytes(slots, "bits", (mask.group - 1).bit_length())
+        # Of few bits, a zero can take less than the place of what is not zero.
+        if grid == "fp32" or sparse + sparse_places <= codes:
+            codes, places = sparse, sparse_places
+    macs = count if multiplies else 0
+    kept_macs = kept if multiplies else 0
+    return WeightCost(_FP32_BYTES * count, codes, places, scales, macs, kept_macs)
+
+
+@dataclass(frozen=True)
+class Account:
+    """What a model takes."""
+
+    weights: dict[str, WeightCost]
+    """Of compressed weights, by module."""
+    rest_bytes: int
+    """Of all other tensors, as they are: biases, norms, uncompressed weights."""
+    rest_macs: int
+    """Of linear layers that are not compressed."""
+
+    @property
+    def total(self) -> WeightCost:
+        """The sum over the compressed weights."""
+        return sum(self.weights.values(), NOTHING)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Of the whole model."""
+        return self.total.stored_bytes + self.rest_bytes
+
+    @property
+    def fp32_bytes(self) -> int:
+        """Of the whole model before."""
+        return self.total.fp32_bytes + self.rest_bytes
+
+    def metrics(self) -> dict[str, float]:
+        """Return the sums by the names MLflow shows."""
+        total = self.total
+        return {
+            "size/packed_bytes": float(self.stored_bytes),
+            "size/code_bytes": float(total.code_bytes),
+            "size/place_bytes": float(total.place_bytes),
+            "size/scale_bytes": float(total.scale_bytes),
+            "size/rest_bytes": float(self.rest_bytes),
+            "size/macs_per_row": float(total.macs + self.rest_macs),
+            "size/kept_macs_per_row": float(total.kept_macs + self.rest_macs),
+        }
+
+
+def account(model: nn.Module, prefix: str = "") -> Account:
+    """Return what ``model`` takes, its compressed modules having records.
+
+    Args:
+        model: of any kind.
+        prefix: counts only modules and tensors whose names begin so, as ``bert.encoder.`` does.
+    """
+    found = {name: r for name, r in records(model).items() if name.startswith(prefix)}
+    weights = {}
+    for name, record in found.items():
+        module = model.get_submodule(name)
+        weights[name] = _cost(module, record)
+    rest_bytes = sum(
+        tensor.nbytes
+        for name, tensor in model.state_dict().items()
+        if name.startswith(prefix) and not _compressed(name, found)
+    )
+    rest_macs = sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith(prefix) and name not in found
+    )
+    return Account(weights, rest_bytes, rest_macs)
+
+
+def _cost(module: nn.Module, record: WeightRecord) -> WeightCost:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight_cost(
+        weight.shape,
+        record.grid,
+        record.bits,
+        record.granularity,
+        record.mask,
+        multiplies=not isinstance(module, nn.Embedding),
+    )
+
+
+def _compressed(name: str, found: dict[str, Any]) -> bool:
+    return name.endswith(".weight") and name.removesuffix(".weight") in found
+
+
+def _kept(columns: int, mask: NM) -> int:
+    """Weights of a row that a pattern keeps."""
+    full, rest = divmod(columns, mask.group)
+    return full * mask.keep + min(rest, mask.keep)
+
+
+def _codes(count: int, grid: Grid, bits: int, *, zeros: bool) -> int:
+    """Bytes of so many codes; of -1, 0 and 1 alone, zeros takes five to a byte."""
+    coding: Coding = "bits"
+    if grid in ("ternary", "binary") or bits == 2:
+        coding = "trits" if zeros else "signs"
+    return code_bytes(count, coding, bits)
+
+
+def _scales(shape: Sequence[int], granularity: Granularity) -> int:
+    count = 1
+    for size in granularity.scale_shape(shape):
+        count *= size
+    return count
