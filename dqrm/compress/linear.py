@@ -8,7 +8,12 @@ from torch.amp import custom_bwd, custom_fwd
 from torch.nn import functional
 
 from dqrm.compress import grids
+from dqrm.compress.grids.granularity import Granularity
+from dqrm.compress.grids.record import fit
+from dqrm.compress.grids.straight_through import straight_through
 from dqrm.kernels.int8_reference import int8_linear_reference, quantize_rows
+
+_A_ROW = Granularity("row")
 
 
 class QuantLinear(nn.Linear):
@@ -36,27 +41,31 @@ class QuantLinear(nn.Linear):
         self.largest = grids.largest_code(bits)
         self.activation_bits = activation_bits
 
+    @torch.no_grad()
+    def quantized(self) -> tuple[Tensor, Tensor]:
+        """Return codes of the weight [out_features, in_features] and scales [out_features, 1]."""
+        return fit(self.weight, "symmetric", self.bits, _A_ROW)
+
     def scale(self) -> Tensor:
         """Return the scale of each output channel, float32 [out_features, 1]."""
-        max_abs = self.weight.detach().abs().amax(dim=1, keepdim=True)
-        return grids.scale_of(max_abs, self.largest)
+        return self.quantized()[1]
 
     def codes(self) -> Tensor:
         """Return the codes of the weight, float32 [out_features, in_features]."""
-        with torch.no_grad():
-            return grids.quantize(self.weight.detach(), self.scale(), self.largest)
+        return self.quantized()[0]
 
     def forward(self, input: Tensor) -> Tensor:
         """Return ``input @ w_hat.T + bias``, [..., out_features]."""
+        codes, scale = self.quantized()
         if self.activation_bits == 32:
-            weight = grids.fake_quantize(self.weight, self.scale(), self.bits)
+            weight = straight_through(self.weight, grids.dequantize(codes, scale))
             return functional.linear(input, weight, self.bias)
         rows: Tensor = _Int8Linear.apply(  # type: ignore[no-untyped-call]
             input.reshape(-1, self.in_features),
             self.weight,
             self.bias,
-            self.scale(),
-            self.codes(),
+            scale,
+            codes,
             self.largest,
         )
         return rows.view(*input.shape[:-1], self.out_features)

@@ -2,9 +2,14 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from dqrm.compress.linear import QuantLinear
+from dqrm.compress.transforms.activations import QuantizeActivations
+from dqrm.compress.transforms.base import Compression
+from dqrm.compress.transforms.latent import latent_weight
+from dqrm.compress.transforms.weights import QuantizeWeights
 
 
 def test_each_output_channel_has_its_own_scale():
@@ -71,3 +76,29 @@ def test_the_first_layer_needs_no_gradient_of_its_input():
     layer = QuantLinear(3, 2, bits=8, activation_bits=8)
     layer(torch.ones(4, 3)).sum().backward()
     assert layer.bias.grad.tolist() == [4.0, 4.0]
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("activation_bits", [8, 32])
+def test_it_is_a_plain_layer_with_transforms(bits, activation_bits):
+    torch.manual_seed(3)
+    layer = QuantLinear(30, 7, bits, activation_bits)
+    plain = nn.Sequential(nn.Linear(30, 7))
+    plain[0].load_state_dict(layer.state_dict())
+    transforms = [QuantizeWeights(["0"], bits)]
+    if activation_bits == 8:
+        transforms.append(QuantizeActivations(["0"]))
+    Compression(transforms).attach(plain, 1)
+    x = torch.randn(11, 30, requires_grad=True)
+    y = x.detach().clone().requires_grad_()
+    outputs, expected = layer(x), plain(y)
+    outputs.square().sum().backward()
+    expected.square().sum().backward()
+    found = outputs, layer.weight.grad, layer.bias.grad, x.grad
+    wanted = expected, latent_weight(plain[0]).grad, plain[0].bias.grad, y.grad
+    for ours, theirs in zip(found, wanted, strict=True):
+        if activation_bits == 32:
+            assert torch.equal(ours, theirs)
+        else:
+            # Sums of integers here, of products of rounded values there.
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

@@ -11,12 +11,12 @@ Right after the scale is taken no code is -n - 1; with a stale scale it can be.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dqrm.compress.grids.rounding import Rounding, round_codes
+from dqrm.compress.grids.straight_through import straight_through
 
 SMALLEST_MAX_ABS = 1e-8
 """Stands in for the range of all-zero weights (same constant as the paper's code)."""
@@ -58,18 +58,6 @@ def inside_grid(weight: Tensor, scale: Tensor, largest: Tensor | int) -> Tensor:
     return (ratio >= -largest - 1.5) & (ratio <= largest + 0.5)
 
 
-class _FakeQuantize(torch.autograd.Function):
-    """Straight-through: the gradient of the value is the gradient of the weight."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, scale: Tensor, largest: int) -> Tensor:
-        return dequantize(quantize(weight, scale, largest), scale)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        return grad_outputs[0], None, None
-
-
 def fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Return ``weight`` on the grid, with the straight-through gradient.
 
@@ -78,8 +66,8 @@ def fake_quantize(weight: Tensor, scale: Tensor, bits: int) -> Tensor:
         scale: float32, broadcasts to weight; receives no gradient.
         bits: 2 to 16.
     """
-    value: Tensor = _FakeQuantize.apply(weight, scale, largest_code(bits))  # type: ignore[no-untyped-call]
-    return value
+    largest = largest_code(bits)
+    return straight_through(weight, dequantize(quantize(weight.detach(), scale, largest), scale))
 
 
 def largest_codes(bits: Sequence[int]) -> Tensor:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dqrm.compress.grids.granularity import Granularity
 from dqrm.compress.grids.record import WeightRecord, set_weight_record, weight_record
+from dqrm.compress.grids.straight_through import straight_through
 from dqrm.compress.transforms.base import Transform, matching_modules
 from dqrm.compress.transforms.latent import weight_steps
 from dqrm.kernels.int8_reference import quantize_rows
@@ -81,20 +81,11 @@ def fake_quantize_tokens(x: Tensor) -> Tensor:
     The codes and scales are those of INT8 serving (dqrm.kernels.int8_reference), in FP32; what is
     returned has the type of x.
     """
-    value: Tensor = _Tokens.apply(x)  # type: ignore[no-untyped-call]
-    return value
+    with torch.no_grad():
+        codes, scale = quantize_rows(x.reshape(-1, x.shape[-1]).float())
+        value = codes.mul_(scale).view(x.shape).to(x.dtype)
+    return straight_through(x, value)
 
 
 def _quantize_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return fake_quantize_tokens(inputs[0]), *inputs[1:]
-
-
-class _Tokens(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        codes, scale = quantize_rows(x.reshape(-1, x.shape[-1]).float())
-        return codes.mul_(scale).view(x.shape).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        return grad_outputs[0]

@@ -1,13 +1,12 @@
 """The step that zeroes the weights an N:M pattern does not keep."""
 
 from dataclasses import replace
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dqrm.compress.grids.nm import NM
 from dqrm.compress.grids.record import WeightRecord
+from dqrm.compress.grids.straight_through import straight_through
 from dqrm.compress.transforms.latent import WeightStep, weight_steps
 
 
@@ -30,8 +29,7 @@ class NMStep(WeightStep):
         """Return the weights that are kept, 0 for others."""
         if self.dynamic:
             self.mask = self.pattern.mask(weight)
-            value: Tensor = _Kept.apply(weight, self.mask)  # type: ignore[no-untyped-call]
-            return value
+            return straight_through(weight, weight.detach().masked_fill(~self.mask, 0.0))
         return weight if self.mask is None else weight.masked_fill(~self.mask, 0.0)
 
     def described(self, record: WeightRecord, before: Tensor) -> WeightRecord:
@@ -42,13 +40,3 @@ class NMStep(WeightStep):
 def pattern_step(module: nn.Module) -> NMStep | None:
     """Return the step of a module's pattern, if it has one."""
     return next((step for step in weight_steps(module) if isinstance(step, NMStep)), None)
-
-
-class _Kept(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
-        return weight.masked_fill(~mask, 0.0)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        return grad_outputs[0], None

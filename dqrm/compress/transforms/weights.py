@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from dqrm.compress.grids.granularity import Granularity
 from dqrm.compress.grids.record import Grid, WeightRecord, dequantize, fit
 from dqrm.compress.grids.rounding import Rounding
+from dqrm.compress.grids.straight_through import straight_through
 from dqrm.compress.schedules import BitsState, MoqBits, period_factor
 from dqrm.compress.transforms.base import Transform, matching_modules
 from dqrm.compress.transforms.latent import WeightStep, add_step, settle
@@ -239,8 +239,11 @@ class FakeQuantizeWeight(WeightStep):
         """Return the weight on the grid, with the gradient passed straight through."""
         if self.mix == 1.0:
             return weight
-        value: Tensor = _StraightThrough.apply(weight, self)  # type: ignore[no-untyped-call]
-        return value
+        with torch.no_grad():
+            value, _ = self.quantized(weight)
+            if self.mix:
+                value = torch.lerp(value, weight, self.mix)
+        return straight_through(weight, value)
 
     def quantized(self, weight: Tensor) -> tuple[Tensor, WeightRecord]:
         """Return the value of ``weight`` [R, ...] on the grid and how it is to be stored."""
@@ -263,14 +266,3 @@ class FakeQuantizeWeight(WeightStep):
         """Return ``record`` with the grid and the scales of ``before``."""
         mine = self.quantized(before)[1]
         return replace(mine, mask=record.mask, activation_bits=record.activation_bits)
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, step: FakeQuantizeWeight) -> Tensor:
-        value, _ = step.quantized(weight)
-        return torch.lerp(value, weight, step.mix) if step.mix else value
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        return grad_outputs[0], None
