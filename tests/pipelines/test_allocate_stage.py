@@ -1,0 +1,102 @@
+"""Grids chosen matrix by matrix: what is written, that it fits, and who takes it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dqrm.compress.grids.granularity import Granularity
+from dqrm.compress.grids.nm import NM
+from dqrm.compress.grids.records_file import read_records
+from dqrm.compress.signals.candidates import WeightOption
+from dqrm.pipelines.config import load_pipeline
+from dqrm.pipelines.runner import run_pipeline
+from dqrm.pipelines.stages.allocation import read_allocation
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers", reason="transformers is not installed")
+
+PIPELINE = """\
+threads: 1
+tracking: {{system_metrics: false, flush_seconds: 0.2, enabled: false}}
+data: {{train: {text}/train.tsv, dev: {text}/dev.tsv.gz}}
+stages:
+  - {{stage: finetune, model: {model}, max_steps: 20, batch_size: 16, lr: 3e-3, precision: fp32}}
+  - stage: allocate
+    model: stage:finetune
+    samples: 64
+    batch_size: 16
+    match: '.*encoder.*(query|key|value|dense)'
+    options:
+      - [{{kind: quant, weight: {{bits: 8}}, act: {{bits: 8}}}}]
+      - [{{kind: quant, weight: {{bits: 4}}, act: {{bits: 8}}}}]
+      - [{{kind: quant, weight: {{bits: 3}}, act: {{bits: 8}}}}]
+    ratio: 6
+  - {{stage: reconstruct, model: stage:finetune, allocation: stage:allocate, samples: 64}}
+"""
+SPARSE = "[{kind: nm, keep: 2, group: 4, via: one_shot}, {kind: quant, weight: {bits: 8}}]"
+
+
+@pytest.fixture
+def file(tiny_bert, sentence_files):
+    path = Path("tiny.yaml")
+    path.write_text(PIPELINE.format(model=tiny_bert, text=sentence_files))
+    return path
+
+
+def test_the_choice_fits_and_is_taken(file):
+    _, allocate, reconstruct = run_pipeline(load_pipeline(file)).stages
+    metrics = allocate.record.metrics
+    assert metrics["allocate/times_smaller"] >= 6
+    assert metrics["allocate/expected_loss"] <= metrics["allocate/uniform_expected_loss"]
+    told = json.loads((allocate.folder / "allocation.json").read_text())["matrices"]
+    assert len(told) == 12
+    chosen = {name: (8, 4, 3)[matrix["chosen"]] for name, matrix in told.items()}
+    assert len(set(chosen.values())) > 1
+    spent = sum(matrix["bytes"][matrix["chosen"]] for matrix in told.values())
+    assert spent == metrics["allocate/bytes"]
+    for matrix in told.values():
+        assert matrix["bytes"] == sorted(matrix["bytes"], reverse=True)
+        assert matrix["expected_loss"] == sorted(matrix["expected_loss"])
+    records = read_records(reconstruct.folder / "model")
+    assert {name: record.bits for name, record in records.items()} == chosen
+    assert {record.activation_bits for record in records.values()} == {8}
+    assert read_allocation(allocate.folder)[0].model_fields_set == {
+        "kind",
+        "match",
+        "weight",
+        "act",
+    }
+
+
+def test_what_cannot_be_allocated_is_told(file, dqrm):
+    patterns = ("stages.allocate.ratio=4", f"stages.allocate.options=[{SPARSE}, {SPARSE}]")
+    for overrides, message in (
+        (("stages.allocate.ratio=40",), "the cheapest candidates cost"),
+        (patterns, "has patterns, which take training"),
+    ):
+        done = dqrm("pipeline", "run", file, *overrides, "stages.finetune.max_steps=1")
+        assert done.exit_code == 2, overrides
+        assert message in done.stderr
+    for override, message in (
+        ("stages.allocate.match=.*querry", "no Linear has this name; near it are"),
+        ("stages.allocate.options=[[{kind: quant, weight: {bits: 99}}], []]", "option 0: 0.quant"),
+        ("stages.reconstruct.allocation=finetune", "must be stage:NAME"),
+    ):
+        done = dqrm("pipeline", "validate", file, override)
+        assert done.exit_code == 2, override
+        assert message in done.stderr
+
+
+def test_an_option_states_its_bytes_and_its_loss():
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    fisher = torch.ones_like(weight)
+    whole = WeightOption("fp32", 32).candidate(weight, fisher)
+    assert (whole.cost, whole.loss) == (4 * weight.numel(), 0.0)
+    sparse = WeightOption("symmetric", 8, Granularity("row"), NM(2, 4))
+    value, nbytes = sparse.applied(weight)
+    assert NM(2, 4).holds(value)
+    # A byte for half of the weights, two bits for the place of each, a scale a row.
+    assert nbytes <= weight.numel() // 2 + weight.numel() // 8 + 8 * 4
+    candidate = sparse.candidate(weight, fisher)
+    assert candidate.loss == pytest.approx(float((value - weight).square().sum() / 2))
