@@ -21,6 +21,8 @@ from dqrm.pipelines.text.batches import EncodedText
 from dqrm.pipelines.text.classifier import predict_text
 from dqrm.pipelines.text.objective import Objective
 from dqrm.pipelines.text.quality import measure_text
+from dqrm.pipelines.text.sensitivity import ROWS as SENSITIVITY_ROWS
+from dqrm.pipelines.text.sensitivity import tell_sensitivity
 from dqrm.pipelines.text.state import (
     TextState,
     load_best,
@@ -144,6 +146,10 @@ class FineTuner:
             TrainingError: the loss is no longer finite.
         """
         state, recipe = self.state, self._recipe
+        if state.step == 0:
+            rows = list(range(min(SENSITIVITY_ROWS, len(self._train.text))))
+            batch, labels = self._train.text.batch(rows), self._train.labels[rows]
+            tell_sensitivity(self._model, self._compression, batch, labels)
         self._model.train(recipe.dropout)
         while state.step < self.steps:
             batches = self._train.text.shuffled(recipe.batch_size, recipe.seed, state.epoch)

@@ -1,5 +1,6 @@
 """Training under compression of a tiny BERT made here: kills, what is selected, what is written."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -123,6 +124,43 @@ def test_a_killed_stage_comes_to_the_same_weights(finished, tiny_bert, sentence_
         assert left.keys() == right.keys()
         for key in left:
             assert torch.equal(left[key], right[key]), key
+
+
+def test_a_schedule_asks_how_sensitive_layers_are(tiny_bert, sentence_files, caplog):
+    """The kill is a signal between the measuring and the last change of bits."""
+    Path("moq.yaml").write_text(
+        "tracking: {enabled: false}\n"
+        f"data: {{train: {sentence_files}/train.tsv}}\n"
+        "stages:\n"
+        f"  - {{stage: compress, model: {tiny_bert}, epochs: 2, batch_size: 16, precision: fp32,\n"
+        "     eval_every: 4, transforms: [{kind: quant, match: 'bert\\.encoder.*dense',\n"
+        "     weight: {bits: 4}, schedule: {start: 6, period: 2, sensitivity: eigenvalue}}]}\n"
+    )
+    config = load_pipeline(Path("moq.yaml"), ["name=whole"])
+    with caplog.at_level("INFO", logger="dqrm"):
+        (whole,) = run_pipeline(config).stages
+    told = [r.message for r in caplog.records if r.message.startswith("sensitivity of layers: ")]
+    assert len(told) == 1
+    shares = [float(share) for share in told[0].partition(": ")[2].split(", ")]
+    assert len(shares) == 2
+    assert max(shares) == 1.0
+    unfinished = [r for r in caplog.records if "not yet fully compressed" in r.message]
+    assert unfinished, "no selection fell into the time before the target's bits"
+    # Factor 5 of the most sensitive layer: bits change in the steps 2 and 20.
+    assert whole.record.metrics["best/step"] >= 20
+
+    def interrupt(phase, done, total, unit):
+        if done == 7:
+            signal.raise_signal(signal.SIGINT)
+
+    halves = load_pipeline(Path("moq.yaml"), ["name=halves"])
+    assert run_pipeline(halves, progress=interrupt).interrupted == signal.SIGINT
+    (other,) = run_pipeline(halves).stages
+    for name in ("model.safetensors", "compression.safetensors"):
+        left = load_file(whole.folder / "model" / name)
+        right = load_file(other.folder / "model" / name)
+        assert left.keys() == right.keys()
+        assert all(torch.equal(left[key], right[key]) for key in left)
 
 
 def test_faults_show_before_anything_runs(finished, dqrm, tiny_bert):

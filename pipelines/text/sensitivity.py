@@ -1,0 +1,86 @@
+"""How sensitive the layers of a text model are, for schedules that ask: curvature of the loss."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dqrm.compress.signals.curvature import block_eigenvalue, relative_curvature
+from dqrm.compress.transforms.base import Compression
+from dqrm.compress.transforms.weights import QuantizeWeights
+from dqrm.pipelines.text.layers import encoder_layers, encoder_path
+from dqrm.pipelines.text.objective import TaskLoss, expose_attention
+
+log = logging.getLogger(__name__)
+
+ROWS = 32
+"""Sentences the curvature is taken on: each product with the Hessian costs a double backward."""
+
+_ITERATIONS = 30
+_TOLERANCE = 1e-2
+
+
+def schedules_that_ask(compression: Compression) -> list[QuantizeWeights]:
+    """Return the transforms whose periods depend on sensitivity."""
+    transforms = [t for t in compression.transforms if isinstance(t, QuantizeWeights)]
+    return [transform for transform in transforms if transform.sensitivity]
+
+
+def tell_sensitivity(
+    model: Any, compression: Compression, inputs: dict[str, Tensor], labels: Tensor
+) -> None:
+    """Measure each layer, and tell the schedules that ask; nothing where none does.
+
+    A layer's sensitivity is the largest eigenvalue of its block of the Hessian as a share of the
+    largest of all. What is in no layer counts as most sensitive.
+
+    Args:
+        model: of transformers, the compression attached. Measured in evaluation mode and FP32.
+        compression: attached to it.
+        inputs: of a batch.
+        labels: of its rows; float32 of a regression.
+
+    Raises:
+        ValueError: bits would not reach their target in time.
+    """
+    asking = schedules_that_ask(compression)
+    if not asking:
+        return
+    shares = relative_curvature(_layer_eigenvalues(model, inputs, labels))
+    log.info("sensitivity of layers: %s", ", ".join(f"{share:.2f}" for share in shares))
+    path = encoder_path(model)
+    values = {
+        name: _share_of(name, path, shares)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Embedding)
+    }
+    for transform in asking:
+        transform.set_sensitivity(values)
+
+
+def _layer_eigenvalues(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> list[float]:
+    training, attention = model.training, model.config._attn_implementation
+    model.eval()
+    expose_attention(model)  # A fused one cannot be differentiated twice.
+    task = TaskLoss(regression=labels.is_floating_point(), bf16=False)
+    generator = torch.Generator().manual_seed(0)
+    try:
+        return [
+            block_eigenvalue(
+                lambda: task(model, inputs, labels),
+                [p for p in layer.parameters() if p.requires_grad and p.ndim > 1],
+                generator,
+                max_iterations=_ITERATIONS,
+                tolerance=_TOLERANCE,
+            )
+            for layer in encoder_layers(model)
+        ]
+    finally:
+        model.set_attn_implementation(attention)
+        model.train(training)
+
+
+def _share_of(name: str, path: str, shares: list[float]) -> float:
+    head, _, rest = name.partition(f"{path}.")
+    return shares[int(rest.split(".")[0])] if rest and not head else 1.0
