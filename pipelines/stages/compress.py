@@ -200,9 +200,27 @@ class CompressStage(TextTrainingStage):
         """Write the records of the grids, and account for bytes and multiplications."""
         from dqrm.compress.grids.records_file import save_records
         from dqrm.compress.report import account
+        from dqrm.pipelines.text.layers import encoder_path
 
         save_records(folder, model)
-        return account(model).metrics()
+        encoder = account(model, encoder_path(model))
+        return {
+            **account(model).metrics(),
+            "size/encoder_fp32_bytes": float(encoder.fp32_bytes),
+            "size/encoder_packed_bytes": float(encoder.stored_bytes),
+        }
+
+    def sizes(self, skeleton: Any, steps: int) -> list[tuple[str, str]]:
+        """Bytes when packed, of the whole and of the encoder layers."""
+        from dqrm.pipelines.text.account import planned_account
+        from dqrm.pipelines.text.layers import encoder_path
+
+        rows = []
+        for what, prefix in (("packed", ""), ("encoder", encoder_path(skeleton))):
+            planned = planned_account(skeleton, self.transforms, prefix)
+            smaller = planned.fp32_bytes / planned.stored_bytes
+            rows.append((what, f"{planned.stored_bytes:,} bytes, {smaller:.1f} x smaller"))
+        return rows
 
     def _attach(self, model: Any) -> None:
         """Attach the transforms to the skeleton of the model, cut already."""

@@ -6,7 +6,6 @@ from typing import Any
 from torch import nn
 
 from dqrm.compress.distill.maps import check_map
-from dqrm.compress.transforms.layers import LayerReduction
 
 
 def encoder_layers(model: Any) -> nn.ModuleList:
@@ -42,8 +41,11 @@ def keep_layers(model: Any, keep: Sequence[int]) -> None:
     """
     count = model.config.num_hidden_layers
     check_map(keep, len(keep), count)
-    LayerReduction(encoder_path(model), keep, "config.num_hidden_layers").attach(model, 0)
-    for position, layer in enumerate(encoder_layers(model)):
+    layers = encoder_layers(model)
+    kept = nn.ModuleList(layers[position] for position in keep)
+    model.set_submodule(encoder_path(model), kept)
+    model.config.num_hidden_layers = len(kept)
+    for position, layer in enumerate(kept):
         for module in layer.modules():
             # Where a layer finds its keys and values in a decoder's cache.
             if hasattr(module, "layer_idx"):
