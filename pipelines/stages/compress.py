@@ -16,8 +16,15 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 
 from dqrm.compress.transforms.config import TransformConfig
 from dqrm.pipelines.digests import folder_digest
-from dqrm.pipelines.references import model_folder, outside_model, skeleton_of, stages_named
+from dqrm.pipelines.references import (
+    model_folder,
+    named_stage,
+    outside_model,
+    skeleton_of,
+    stages_named,
+)
 from dqrm.pipelines.stage import Problem, Stage, StageContext
+from dqrm.pipelines.stages.allocation import read_allocation
 from dqrm.pipelines.stages.text_training import TextTrainingStage
 from dqrm.settings import Settings
 
@@ -73,6 +80,9 @@ class CompressStage(TextTrainingStage):
     transforms: tuple[TransformConfig, ...] = ()
     """What is done to weights and activations."""
 
+    allocation: str | None = None
+    """stage:NAME of an allocate stage, whose choice of transforms goes before those given here."""
+
     layers: PositiveInt | tuple[NonNegativeInt, ...] | None = None
     """Encoder layers to keep, from 0; or how many, evenly spread, the last one among them."""
 
@@ -85,13 +95,16 @@ class CompressStage(TextTrainingStage):
 
     @model_validator(mode="after")
     def _does_something(self) -> Self:
-        if not self.transforms and self.layers is None and self.distill is None:
-            raise ValueError("set transforms, layers or distill: nothing is compressed")
+        if not self.transforms and self.allocation is self.layers is self.distill is None:
+            raise ValueError("set transforms, allocation, layers or distill: nothing is compressed")
         return self
 
     def inputs(self, earlier: Mapping[str, Stage]) -> tuple[str, ...]:
         """The stages of the model and of the teacher."""
-        return stages_named(earlier, **{"model": self.model, "distill.teacher": self.teacher})
+        if self.allocation is not None and named_stage(self.allocation) is None:
+            raise ValueError(f"allocation={self.allocation}: must be stage:NAME")
+        named = {"model": self.model, "distill.teacher": self.teacher}
+        return stages_named(earlier, **named, allocation=self.allocation)
 
     def sources(self) -> dict[str, str]:
         """Digests of the tables, and of models from outside."""
@@ -139,7 +152,14 @@ class CompressStage(TextTrainingStage):
         dropout = not layerwise if self.dropout is None else self.dropout
         return replace(super().recipe(select_by), dropout=dropout)
 
-    def prepare(self, model: Any, teacher: Any, labels: "Labels", recipe: "Recipe") -> "Training":
+    def prepare(
+        self,
+        model: Any,
+        teacher: Any,
+        labels: "Labels",
+        recipe: "Recipe",
+        inputs: Mapping[str, Path],
+    ) -> "Training":
         """Take layers out, hold the others against the teacher's, make the transforms."""
         from dqrm.compress.distill.losses import DistillWeights
         from dqrm.compress.transforms.build import build_compression
@@ -175,7 +195,12 @@ class CompressStage(TextTrainingStage):
                 regression=regression,
                 bf16=recipe.bf16,
             )
-        return Training(objective, build_compression(self.transforms))
+        return Training(objective, build_compression(self._allocated(inputs) + self.transforms))
+
+    def _allocated(self, inputs: Mapping[str, Path]) -> tuple[TransformConfig, ...]:
+        """What the allocation came to; nothing while it has not run."""
+        key = None if self.allocation is None else named_stage(self.allocation)
+        return () if key not in inputs else read_allocation(inputs[key])
 
     def load_teacher(self, labels: "Labels", context: StageContext) -> Any:
         """The teacher, as it computes."""
@@ -210,8 +235,10 @@ class CompressStage(TextTrainingStage):
             "size/encoder_packed_bytes": float(encoder.stored_bytes),
         }
 
-    def sizes(self, skeleton: Any, steps: int) -> list[tuple[str, str]]:
+    def sizes(self, skeleton: Any) -> list[tuple[str, str]]:
         """Bytes when packed, of the whole and of the encoder layers."""
+        if self.allocation is not None:
+            return [("packed", f"as {self.allocation} comes to")]
         from dqrm.pipelines.text.account import planned_account
         from dqrm.pipelines.text.layers import encoder_path
 

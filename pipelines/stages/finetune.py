@@ -4,6 +4,8 @@ Its output holds ``model/``, the model selected on the dev rows with its tokeniz
 safetensors. A killed stage goes on from its last state and comes to the same weights.
 """
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dqrm.pipelines.stages.text_training import TextTrainingStage
@@ -19,7 +21,14 @@ class FinetuneStage(TextTrainingStage):
     stage: Literal["finetune"] = "finetune"
     """Fine-tune a Hugging Face sequence classifier or regressor."""
 
-    def prepare(self, model: Any, teacher: Any, labels: "Labels", recipe: "Recipe") -> "Training":
+    def prepare(
+        self,
+        model: Any,
+        teacher: Any,
+        labels: "Labels",
+        recipe: "Recipe",
+        inputs: Mapping[str, Path],
+    ) -> "Training":
         """The loss of the labels, and no compression."""
         from dqrm.compress.transforms.base import Compression
         from dqrm.pipelines.text.finetune import Training

@@ -128,7 +128,7 @@ class TextTrainingStage(Stage):
         if skeleton is not None:
             parameters = sum(parameter.numel() for parameter in skeleton.parameters())
             rows += [("parameters", f"{parameters:,}"), ("bytes", f"{4 * parameters:,} in FP32")]
-            rows += self.sizes(skeleton, steps)
+            rows += self.sizes(skeleton)
         per_step = self._step_seconds(earlier, train, recipe, steps)
         if per_step is not None:
             minutes = training_seconds(per_step, steps, len(dev), recipe) / 60
@@ -163,7 +163,7 @@ class TextTrainingStage(Stage):
             teacher = make_random(teacher)
         elif self.teacher is not None:
             return None
-        training = self.prepare(model, teacher, labels, recipe)
+        training = self.prepare(model, teacher, labels, recipe, {})
         examples = train.take(sample_rows(len(train), recipe))
         text = EncodedText(load_tokenizer(origin), examples, self.max_length)
         sample = LabelledText(text, labels.encode(examples.labels, str(self.data.train)))
@@ -194,7 +194,7 @@ class TextTrainingStage(Stage):
 
         recipe = self.recipe(self._selection(labels))
         teacher = self.load_teacher(labels, context)
-        training = self.prepare(model, teacher, labels, recipe)
+        training = self.prepare(model, teacher, labels, recipe, context.inputs)
         tuner = FineTuner(
             model,
             encoded(train, self.data.train),
@@ -227,7 +227,14 @@ class TextTrainingStage(Stage):
         return metrics | self.complete(model, output)
 
     @abstractmethod
-    def prepare(self, model: Any, teacher: Any, labels: "Labels", recipe: "Recipe") -> "Training":
+    def prepare(
+        self,
+        model: Any,
+        teacher: Any,
+        labels: "Labels",
+        recipe: "Recipe",
+        inputs: Mapping[str, Path],
+    ) -> "Training":
         """Change ``model`` as the settings say; return what it is then trained for, and under what.
 
         Args:
@@ -235,6 +242,7 @@ class TextTrainingStage(Stage):
             teacher: what :meth:`load_teacher` returned.
             labels: of the task.
             recipe: of the training.
+            inputs: output folders of earlier stages, by name; none yet when only time is taken.
 
         Raises:
             ValueError: the settings do not fit the model.
@@ -249,12 +257,11 @@ class TextTrainingStage(Stage):
         """What the teacher is called, if there is one."""
         return None
 
-    def sizes(self, skeleton: Any, steps: int) -> list[tuple[str, str]]:
+    def sizes(self, skeleton: Any) -> list[tuple[str, str]]:
         """More about the size of what it makes, for people.
 
         Args:
-            skeleton: its own; may be changed.
-            steps: of the training.
+            skeleton: its own.
         """
         return []
 

@@ -93,8 +93,13 @@ def test_the_shipped_model_is_the_measured_one(finished, sentence_files):
     assert measured["accuracy"] == metrics["test/accuracy"] == metrics["best/val_accuracy"]
     assert measured["loss"] == pytest.approx(metrics["test/loss"], rel=1e-5)
     assert metrics["test/accuracy"] > 0.7
-    # The untouched parts: what the student began with was the teacher's.
-    assert small.record.metrics["size/parameters"] < base.record.metrics["size/parameters"]
+    assert metrics["size/parameters"] < base.record.metrics["size/parameters"]
+    # 1.6 bits a ternary weight; a scale a row, biases and norms in FP32.
+    linear = 4 * 32 * 32 + 2 * 32 * 64
+    ternary = sum(-(-n // 5) for n in (*[32 * 32] * 4, *[32 * 64] * 2))
+    rest = 4 * (2 * (4 * 32 + 64 + 32) + 4 * 32)
+    assert metrics["size/encoder_packed_bytes"] == ternary + rest
+    assert metrics["size/encoder_fp32_bytes"] == 4 * linear + 4 * (4 * 32 + 64 + 32 + 4 * 32)
 
 
 def test_a_killed_stage_comes_to_the_same_weights(finished, tiny_bert, sentence_files, dqrm):
@@ -164,7 +169,7 @@ def test_a_schedule_asks_how_sensitive_layers_are(tiny_bert, sentence_files, cap
 
 
 def test_faults_show_before_anything_runs(finished, dqrm, tiny_bert):
-    file, _ = finished
+    file, result = finished
     for override, message in (
         ("stages.compress.layers=3", "compress.layers: 3 layers cannot be spread over 2"),
         ("stages.compress.layers=[0,2]", "compress.layers: layer 2: there are 2, 0 to 1"),
@@ -181,4 +186,7 @@ def test_faults_show_before_anything_runs(finished, dqrm, tiny_bert):
     assert "steps           60" in plan.stdout
     assert "steps           40" in plan.stdout
     assert plan.stdout.count("taken now with random weights") == 2
+    done = result.stages[1].record.metrics
+    assert f"encoder         {int(done['size/encoder_packed_bytes']):,} bytes, 8.7 x" in plan.stdout
+    assert f"packed          {int(done['size/packed_bytes']):,} bytes, " in plan.stdout
     assert not Path("planned").exists()
