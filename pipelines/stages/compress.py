@@ -95,7 +95,8 @@ class CompressStage(TextTrainingStage):
 
     @model_validator(mode="after")
     def _does_something(self) -> Self:
-        if not self.transforms and self.allocation is self.layers is self.distill is None:
+        given = (self.allocation, self.layers, self.distill)
+        if not self.transforms and all(setting is None for setting in given):
             raise ValueError("set transforms, allocation, layers or distill: nothing is compressed")
         return self
 
@@ -200,7 +201,7 @@ class CompressStage(TextTrainingStage):
     def _allocated(self, inputs: Mapping[str, Path]) -> tuple[TransformConfig, ...]:
         """What the allocation came to; nothing while it has not run."""
         key = None if self.allocation is None else named_stage(self.allocation)
-        return () if key not in inputs else read_allocation(inputs[key])
+        return () if key is None or key not in inputs else read_allocation(inputs[key])
 
     def load_teacher(self, labels: "Labels", context: StageContext) -> Any:
         """The teacher, as it computes."""
