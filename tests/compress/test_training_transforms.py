@@ -228,6 +228,16 @@ def test_a_mixed_end_is_finished_with_more_bits():
     assert [weight_record(layer).bits for layer in training.model.layers] == [4, 5, 5]
 
 
+@pytest.mark.parametrize("mode", [True, False], ids=["training", "evaluation"])
+def test_stochastic_rounding_is_for_gradients_in_either_mode(mode):
+    model = Training([QuantizeWeights(LAYERS, 4, rounding="stochastic")]).model.train(mode)
+    nearest = Training([QuantizeWeights(LAYERS, 4)]).model.layers[0].weight
+    assert not torch.equal(model.layers[0].weight, model.layers[0].weight)
+    assert not torch.equal(model.layers[0].weight, nearest)
+    with torch.no_grad():
+        assert torch.equal(model.layers[0].weight, nearest)
+
+
 def test_before_the_offset_nothing_is_quantized():
     plain = Training([]).run(0, 2)
     quantized = Training(CASES["moq"]()).run(0, 2)

@@ -114,9 +114,9 @@ class Admm(Sparsify):
         if self.finished():
             return
         if self.coupling == "decoupled" and self._rho:
+            share = min(1.0, lr * self._rho)
             for name, weight in self.latent().items():
-                pull = weight - self._z[name] + self._u[name]
-                weight.sub_(pull, alpha=min(1.0, lr * self._rho))
+                weight.lerp_(self._z[name] - self._u[name], share)
         done = self._updates_before(step)
         if self._updates_before(step + 1) > done:
             self._update_duals(self._rho, self._rhos.at(done + 1))

@@ -43,7 +43,8 @@ class WeightGrid(Settings):
     where the largest positive weight of a group loses a step."""
 
     rounding: Literal["nearest", "stochastic"] = "nearest"
-    """In training, of a symmetric grid; what is evaluated and kept is rounded to nearest."""
+    """Where gradients are taken, of a symmetric grid; what is evaluated and kept is rounded to
+    nearest."""
 
     @model_validator(mode="after")
     def _fits(self) -> "WeightGrid":

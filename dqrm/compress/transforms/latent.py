@@ -43,7 +43,6 @@ def add_step(model: nn.Module, name: str, step: WeightStep) -> None:
         for other, parameter in model.named_parameters(remove_duplicate=False):
             if parameter is module.weight and other != f"{name}.weight":
                 raise ValueError(f"{name}: its weight is also {other}; a shared one would differ")
-    step.train(module.training)
     parametrize.register_parametrization(module, "weight", step)
 
 
@@ -70,15 +69,12 @@ def settle(module: nn.Module) -> None:
     steps = weight_steps(module)
     if not steps:
         return
-    training = module.training
-    module.eval()
     value = latent_weight(module)
     record = WeightRecord("fp32", 32, Granularity("tensor"), torch.empty(0))
     for step in steps:
         record = step.described(record, value)
         value = step(value)
     parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
-    module.train(training)
     earlier = weight_record(module)
     if earlier is not None:
         record = replace(record, activation_bits=earlier.activation_bits)

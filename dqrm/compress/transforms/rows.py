@@ -24,9 +24,6 @@ class RowStep(Protocol):
     def quantized(self, weight: Tensor) -> tuple[Tensor, WeightRecord]:
         """Return all rows [R, D] on the grid and how they are to be stored."""
 
-    def train(self, mode: bool = True) -> Any:
-        """Say whether the rows are trained."""
-
 
 def rows_apart(granularity: Granularity) -> Granularity:
     """Return the granularity of an embedding: one scale a row in place of one for several."""
@@ -45,7 +42,6 @@ def quantize_rows_of(name: str, module: nn.Embedding, step: RowStep) -> None:
         raise ValueError(f"{name}: its weight was compressed before")
 
     def quantize(module: nn.Module, inputs: Any, rows: Tensor) -> Tensor:
-        step.train(module.training)
         return step(rows.reshape(-1, rows.shape[-1])).view(rows.shape)
 
     setattr(module, _HOOK, module.register_forward_hook(quantize))
@@ -59,7 +55,6 @@ def settle_rows(module: nn.Embedding, step: RowStep) -> None:
         return
     hook.remove()
     delattr(module, _HOOK)
-    step.train(False)
     value, record = step.quantized(module.weight)
     module.weight.copy_(value)
     set_weight_record(module, record)

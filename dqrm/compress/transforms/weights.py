@@ -28,7 +28,7 @@ class QuantizeWeights(Transform):
         granularity: of the scales. Rows of an embedding never share them: it has one a row where
             those of a layer are for more.
         grid: None takes it from the bits.
-        rounding: in training; what is evaluated and frozen is rounded to nearest.
+        rounding: where gradients are taken; what is evaluated and frozen is rounded to nearest.
         full_range: of a symmetric grid (see :func:`dqrm.compress.grids.record.fit`).
         schedule: leads to ``bits``; None has them from the first step on.
         sensitivity: whether :meth:`set_sensitivity` will tell how careful to be with each weight.
@@ -239,17 +239,20 @@ class FakeQuantizeWeight(WeightStep):
         """Return the weight on the grid, with the gradient passed straight through."""
         if self.mix == 1.0:
             return weight
+        # Not self.training: a model may be trained in evaluation mode, to leave dropout out.
+        rounding = self.rounding if torch.is_grad_enabled() else "nearest"
         with torch.no_grad():
-            value, _ = self.quantized(weight)
+            value, _ = self.quantized(weight, rounding)
             if self.mix:
                 value = torch.lerp(value, weight, self.mix)
         return straight_through(weight, value)
 
-    def quantized(self, weight: Tensor) -> tuple[Tensor, WeightRecord]:
+    def quantized(
+        self, weight: Tensor, rounding: Rounding = "nearest"
+    ) -> tuple[Tensor, WeightRecord]:
         """Return the value of ``weight`` [R, ...] on the grid and how it is to be stored."""
         grid = self.current_grid
         kept = self._patterns[0].mask if self._patterns else None
-        rounding = self.rounding if self.training else "nearest"
         codes, scale = fit(
             weight,
             grid,
