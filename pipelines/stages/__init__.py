@@ -7,6 +7,7 @@ from pydantic import Field
 from dqrm.pipelines.stages.allocate import AllocateStage
 from dqrm.pipelines.stages.compress import CompressStage
 from dqrm.pipelines.stages.finetune import FinetuneStage
+from dqrm.pipelines.stages.lower import LowerStage
 from dqrm.pipelines.stages.prune import PruneStage
 from dqrm.pipelines.stages.reconstruct import ReconstructStage
 from dqrm.pipelines.stages.report import ReportStage
@@ -19,6 +20,7 @@ AnyStage = Annotated[
     | AllocateStage
     | CompressStage
     | ReconstructStage
+    | LowerStage
     | TrainStage
     | ReportStage,
     Field(discriminator="stage"),

@@ -1,10 +1,12 @@
 """``stage: report``: the models of a pipeline side by side.
 
 Its output holds ``report.txt``, the table for people, and ``report.json``, the same for programs.
-Bytes are counted on the disk, not computed.
+Bytes are counted on the disk, not computed. An encoder is a transformer's layers: what is left of
+it without embeddings, pooler and head. Latency is that of ``stage: lower``.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +16,7 @@ from dqrm.pipelines.stage import MODEL_FOLDER, Stage, StageContext
 
 _QUALITY = ("best/", "test/")
 _NO_COLUMN = ("best/step",)
+_LATENCY = re.compile(r"latency/(.+)/lowered_ms")
 
 
 class ReportStage(Stage):
@@ -51,6 +54,8 @@ class ReportStage(Stage):
             raise ValueError(f"compare={self.compare}: that stage made no model")
         for row in rows:
             row["times_smaller"] = base["weight_bytes"] / row["weight_bytes"]
+            if base["encoder_bytes"] and row["encoder_bytes"]:
+                row["encoder_times_smaller"] = base["encoder_bytes"] / row["encoder_bytes"]
         text = json.dumps({"compare": base["stage"], "models": rows}, indent=2) + "\n"
         (context.output / "report.json").write_text(text, encoding="utf-8")
         (context.output / "report.txt").write_text(report_text(rows), encoding="utf-8")
@@ -60,23 +65,30 @@ class ReportStage(Stage):
 
 
 def report_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a Markdown table; a metric that a model lacks is left empty."""
+    """The rows as a Markdown table; what a model lacks is left empty."""
     measured = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    timed = list(dict.fromkeys(name for row in rows for name in row["latency"]))
+    encoders = any("encoder_times_smaller" in row for row in rows)
     header = ["stage", *measured, "parameters", "weights, bytes", "all files, bytes", "smaller"]
+    header += ["encoder, bytes", "smaller"] if encoders else []
+    header += timed
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
     for row in rows:
         values = [row["metrics"].get(name) for name in measured]
         parameters = row["parameters"]
-        lines.append(
-            [
-                row["stage"],
-                *("" if value is None else f"{value:.4f}" for value in values),
-                "" if parameters is None else f"{parameters:,}",
-                f"{row['weight_bytes']:,}",
-                f"{row['bytes']:,}",
-                f"{row['times_smaller']:.2f} x",
-            ]
-        )
+        line = [
+            row["stage"],
+            *("" if value is None else f"{value:.4f}" for value in values),
+            "" if parameters is None else f"{parameters:,}",
+            f"{row['weight_bytes']:,}",
+            f"{row['bytes']:,}",
+            f"{row['times_smaller']:.2f} x",
+        ]
+        if "encoder_times_smaller" in row:
+            line += [f"{row['encoder_bytes']:,}", f"{row['encoder_times_smaller']:.2f} x"]
+        elif encoders:
+            line += ["", ""]
+        lines.append(line + [_latency_text(row["latency"].get(name)) for name in timed])
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "".join(
         "| "
@@ -89,7 +101,32 @@ def report_text(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
+def _latency_text(times: Mapping[str, float] | None) -> str:
+    if times is None:
+        return ""
+    others = (f"{times[name]:.2f} {name.replace('_', ' ')}" for name in times if name != "lowered")
+    return f"{times['lowered']:.2f} ms ({', '.join(others)})"
+
+
+def _latencies(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """By shape of the batch and threads, the milliseconds of the model and of its contestants."""
+    found = {}
+    for metric in metrics:
+        match = _LATENCY.fullmatch(metric)
+        if match is None:
+            continue
+        begin = f"latency/{match[1]}/"
+        found[match[1].replace("/", ", ").replace("_", " ")] = {
+            name.removeprefix(begin).removesuffix("_ms"): value
+            for name, value in metrics.items()
+            if name.startswith(begin) and name.endswith("_ms")
+        }
+    return found
+
+
 def _row(name: str, model: Path, metrics: Mapping[str, float]) -> dict[str, Any]:
+    from dqrm.compress.lower.folder import encoder_bytes
+
     sizes = {path: path.stat().st_size for path in folder_files(model)}
     weights = sum(size for path, size in sizes.items() if path.suffix == ".safetensors")
     parameters = metrics.get("size/parameters")
@@ -103,4 +140,6 @@ def _row(name: str, model: Path, metrics: Mapping[str, float]) -> dict[str, Any]
         "parameters": None if parameters is None else int(parameters),
         "weight_bytes": weights,
         "bytes": sum(sizes.values()),
+        "encoder_bytes": encoder_bytes(model) if (model / "config.json").is_file() else None,
+        "latency": _latencies(metrics),
     }

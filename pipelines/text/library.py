@@ -21,6 +21,8 @@ def missing_reason() -> str | None:
 def import_transformers() -> Any:
     """Import transformers, told to be quiet and to stay within this process's threads.
 
+    It then reads lowered models as well.
+
     Raises:
         ValueError: it is not installed, or another major version is; the message names the fix.
     """
@@ -34,4 +36,5 @@ def import_transformers() -> Any:
     transformers = importlib.import_module("transformers")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    importlib.import_module("dqrm.compress.lower.hf")
     return transformers

@@ -8,6 +8,7 @@ The folder needs nothing else to be read, no state of training and no file of re
 """
 
 import copy
+import json
 import math
 import re
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from dqrm.compress.grids.record import codes, weight_record
 from dqrm.compress.lower.build import Target
 from dqrm.compress.lower.packing import NAMES, PackedWeight, pack_weight
-from dqrm.data.files import new_file
+from dqrm.data.files import new_file, write_json
 
 METHOD: Final = "dqrm"
 """The quant_method of the configuration."""
@@ -61,11 +62,11 @@ def write_lowered(
         shrink: deflate packed weights that get smaller by it.
 
     Raises:
-        ValueError: no module has a record.
+        ValueError: no module has a record, so that there are no integers to run.
     """
     packed = pack_model(model, shrink=shrink)
-    if not packed:
-        raise ValueError("nothing to lower: no weight of the model is compressed")
+    if not packed and target == "int8":
+        raise ValueError("nothing to run on integers: no weight of the model is compressed")
     tensors = {
         name: tensor.detach().contiguous()
         for name, tensor in model.state_dict().items()
@@ -85,6 +86,14 @@ def write_lowered(
         save_file(tensors, temporary, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
     return packed
+
+
+def set_target(folder: Path, target: Target) -> None:
+    """Make a lowered folder say that readers should run it with ``target``."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["quantization_config"]["target"] = target
+    write_json(path, config)
 
 
 def tensor_name(module: str, part: str) -> str:

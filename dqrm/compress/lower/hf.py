@@ -54,6 +54,11 @@ class DqrmQuantizer(HfQuantizer):
         return torch.bfloat16 if self.quantization_config.target == "bf16" else torch.float32
 
     def _process_model_before_weight_loading(self, model: Any, **options: Any) -> Any:
+        if hasattr(model.config, "pruned_shapes"):
+            # Layers of different widths: the text stages know how to make and to read them.
+            from dqrm.pipelines.text.shapes import restore_shapes
+
+            restore_shapes(model)
         (file,) = options["checkpoint_files"]
         for name, described in self.quantization_config.modules.items():
             layout = Layout.from_json(described)

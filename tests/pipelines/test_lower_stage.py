@@ -1,0 +1,148 @@
+"""The lower stage: what it writes, what it measures, what it refuses, and the report's columns."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dqrm.pipelines.config import load_pipeline
+from dqrm.pipelines.runner import run_pipeline
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+PIPELINE = """\
+threads: 1
+tracking: {{system_metrics: false, flush_seconds: 0.2, enabled: false}}
+stages:
+  - stage: finetune
+    model: {model}
+    data: &data {{train: {text}/train.tsv, dev: {text}/dev.tsv.gz, test: {text}/dev.tsv.gz}}
+    lr: 3e-3
+    epochs: 3
+    batch_size: 16
+    precision: fp32
+  - stage: compress
+    model: stage:finetune
+    data: *data
+    lr: 1e-3
+    epochs: 1
+    precision: fp32
+    transforms:
+      - kind: quant
+        match: '.*layer.*(query|key|value|dense)'
+        weight: {{bits: 8}}
+        act: {{bits: 8}}
+  - stage: lower
+    model: stage:compress
+    compare: stage:finetune
+    data: *data
+    target: {target}
+    buckets: [[1, 16], [4, 32]]
+    seconds: 1e-6
+  - stage: report
+"""
+
+
+@pytest.fixture
+def file(tiny_bert, sentence_files):
+    def write(target="int8"):
+        path = Path("tiny.yaml")
+        path.write_text(PIPELINE.format(model=tiny_bert, text=sentence_files, target=target))
+        return path
+
+    return write
+
+
+def test_packs_reads_back_and_measures(file):
+    result = run_pipeline(load_pipeline(file()))
+    finetune, compress, lower, report = result.stages
+    folder = lower.folder / "model"
+    metrics = lower.record.metrics
+    assert metrics["lower/max_abs_difference"] < 0.05
+    assert metrics["lower/same_answers"] == 1.0
+    assert metrics["test/accuracy"] == compress.record.metrics["test/accuracy"] > 0.8
+    assert metrics["best/val_accuracy"] == metrics["test/accuracy"], "dev and test are one file"
+
+    tensors = load_file(folder / "model.safetensors")
+    encoder = sum(tensor.nbytes for name, tensor in tensors.items() if ".layer." in name)
+    assert metrics["size/encoder_bytes"] == encoder
+    assert metrics["size/packed_bytes"] == sum(tensor.nbytes for tensor in tensors.values())
+    assert not list(folder.glob("compression*"))
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        assert model(**tokenizer("w1 w7", return_tensors="pt")).logits.shape == (1, 2)
+
+    for bucket in ("1x16", "4x32"):
+        begin = f"latency/{bucket}/1_thread"
+        for name in ("fp32", "bf16"):
+            ratio = metrics[f"{begin}/{name}_ms"] / metrics[f"{begin}/lowered_ms"]
+            assert metrics[f"{begin}/times_{name}"] == pytest.approx(ratio)
+    dense, _, row = json.loads((report.folder / "report.json").read_text())["models"]
+    before = load_file(finetune.folder / "model" / "model.safetensors")
+    dense_bytes = sum(tensor.nbytes for name, tensor in before.items() if ".layer." in name)
+    assert dense["encoder_bytes"] == dense_bytes
+    assert row["encoder_bytes"] == encoder
+    assert row["encoder_times_smaller"] == dense_bytes / encoder
+    assert row["latency"]["1x16, 1 thread"].keys() == {"lowered", "fp32", "bf16"}
+    text = (report.folder / "report.txt").read_text()
+    assert "encoder, bytes" in text
+    assert " ms (" in text
+
+    plain = run_pipeline(load_pipeline(file(), ["stages.lower.shrink=false"])).stages[2]
+    sizes = plain.record.metrics
+    assert sizes["size/encoder_bytes"] >= metrics["size/encoder_bytes"]
+    assert sizes["test/accuracy"] == metrics["test/accuracy"]
+    assert torch.get_num_threads() == 1
+
+
+def test_targets_and_signals(file, monkeypatch):
+    from dqrm.pipelines.text import latency
+
+    result = run_pipeline(load_pipeline(file("fp32")))
+    assert result.stages[2].record.metrics["lower/max_abs_difference"] == 0.0
+    asked = []
+    fastest = latency.fastest
+
+    def of_fake_times(measured):
+        asked.append([set(times) for times in measured])
+        return fastest([{"int8": 1.0, "bf16": 3.0}, {"int8": 2.0, "bf16": 0.5}])
+
+    monkeypatch.setattr(latency, "fastest", of_fake_times)
+    monkeypatch.setattr("dqrm.pipelines.text.classifier.bf16_is_fast", lambda: True)
+    result = run_pipeline(load_pipeline(file("auto")))
+    config = json.loads((result.stages[2].folder / "model" / "config.json").read_text())
+    assert asked[-1] == [{"int8", "bf16"}] * 2
+    assert config["quantization_config"]["target"] == "bf16"
+
+    def press_ctrl_c(phase, done, total, unit):
+        if phase.startswith("lower"):
+            signal.raise_signal(signal.SIGINT)
+
+    stopped = run_pipeline(
+        load_pipeline(file("bf16"), ["stages.lower.batch_size=8"]), progress=press_ctrl_c
+    )
+    assert stopped.interrupted == signal.SIGINT
+    assert [stage.key for stage in stopped.stages] == ["finetune", "compress"]
+
+
+def test_faults(file, dqrm):
+    path = file()
+    for override, message in (
+        ("stages.lower.model=absent", "stages.lower.model: absent: no such folder"),
+        ("stages.lower.compare=stage:prune", "no earlier stage is called so"),
+        ("stages.lower.buckets=[]", "stages.2.buckets"),
+    ):
+        done = dqrm("pipeline", "validate", path, override)
+        assert done.exit_code == 2, override
+        assert message in done.stderr
+    short = ["stages.finetune.max_steps=1", "stages.compress.max_steps=1"]
+    wrong = dqrm("pipeline", "run", path, *short, "stages.lower.buckets=[[1,65]]")
+    assert wrong.exit_code == 2
+    assert "a bucket of 65 tokens: the model takes up to 64" in wrong.stderr
+    nothing = dqrm("pipeline", "run", path, *short, "stages.lower.model=stage:finetune")
+    assert nothing.exit_code == 2
+    assert "target=int8: nothing of stage:finetune is compressed" in nothing.stderr
