@@ -6,7 +6,6 @@ selected on the dev rows is the best of the models that were measured as they ar
 bits taken off and all patterns decided. A killed stage goes on and comes to the same weights.
 """
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,8 +30,6 @@ from dqrm.settings import Settings
 if TYPE_CHECKING:
     from dqrm.pipelines.text.finetune import Recipe, Training
     from dqrm.pipelines.text.tables import Labels
-
-log = logging.getLogger(__name__)
 
 
 class Distill(Settings):
@@ -205,14 +202,11 @@ class CompressStage(TextTrainingStage):
 
     def load_teacher(self, labels: "Labels", context: StageContext) -> Any:
         """The teacher, as it computes."""
-        from dqrm.compress.grids.records_file import read_records
         from dqrm.pipelines.text.classifier import load_teacher, require_same_tokens
 
-        folder = model_folder(self.model, context.inputs)
-        if read_records(folder):
-            log.warning("%s is compressed already; training takes it off its grids", self.model)
         if self.teacher is None:
             return None
+        folder = model_folder(self.model, context.inputs)
         its_folder = model_folder(self.teacher, context.inputs)
         require_same_tokens(folder, its_folder)
         return load_teacher(its_folder, labels)

@@ -1,5 +1,6 @@
 """What stages that train a text model share: settings, rows, and the run itself."""
 
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,8 @@ from dqrm.pipelines.stages.text_data import TextData
 if TYPE_CHECKING:
     from dqrm.pipelines.text.finetune import Recipe, Training
     from dqrm.pipelines.text.tables import Examples, Labels
+
+log = logging.getLogger(__name__)
 
 
 class TextTrainingStage(Stage):
@@ -171,6 +174,7 @@ class TextTrainingStage(Stage):
 
     def run(self, context: StageContext) -> dict[str, float]:
         """Train, select, test once, and write the model."""
+        from dqrm.compress.grids.records_file import read_records
         from dqrm.pipelines.text.batches import EncodedText
         from dqrm.pipelines.text.classifier import (
             load_classifier,
@@ -183,6 +187,8 @@ class TextTrainingStage(Stage):
         from dqrm.pipelines.text.tables import Labels
 
         folder = model_folder(self.model, context.inputs)
+        if read_records(folder):
+            log.warning("%s is compressed already; training takes it off its grids", self.model)
         train, dev, test = self.data.read()
         labels = Labels.of(train.labels, self.task, str(self.data.train))
         tokenizer = load_tokenizer(folder)

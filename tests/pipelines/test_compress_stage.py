@@ -131,34 +131,22 @@ def test_a_killed_stage_comes_to_the_same_weights(finished, tiny_bert, sentence_
             assert torch.equal(left[key], right[key]), key
 
 
-def test_a_schedule_asks_how_sensitive_layers_are(tiny_bert, sentence_files, caplog):
-    """The kill is a signal between the measuring and the last change of bits."""
-    Path("moq.yaml").write_text(
+def whole_and_halves(tiny_bert, text, transforms):
+    """A stage of 36 steps that ran at once, and one that a signal ended in step 7."""
+    Path("short.yaml").write_text(
         "tracking: {enabled: false}\n"
-        f"data: {{train: {sentence_files}/train.tsv}}\n"
+        f"data: {{train: {text}/train.tsv}}\n"
         "stages:\n"
         f"  - {{stage: compress, model: {tiny_bert}, epochs: 2, batch_size: 16, precision: fp32,\n"
-        "     eval_every: 4, transforms: [{kind: quant, match: 'bert\\.encoder.*dense',\n"
-        "     weight: {bits: 4}, schedule: {start: 6, period: 2, sensitivity: eigenvalue}}]}\n"
+        f"     eval_every: 4, transforms: {transforms}}}\n"
     )
-    config = load_pipeline(Path("moq.yaml"), ["name=whole"])
-    with caplog.at_level("INFO", logger="dqrm"):
-        (whole,) = run_pipeline(config).stages
-    told = [r.message for r in caplog.records if r.message.startswith("sensitivity of layers: ")]
-    assert len(told) == 1
-    shares = [float(share) for share in told[0].partition(": ")[2].split(", ")]
-    assert len(shares) == 2
-    assert max(shares) == 1.0
-    unfinished = [r for r in caplog.records if "not yet fully compressed" in r.message]
-    assert unfinished, "no selection fell into the time before the target's bits"
-    # Factor 5 of the most sensitive layer: bits change in the steps 2 and 20.
-    assert whole.record.metrics["best/step"] >= 20
+    (whole,) = run_pipeline(load_pipeline(Path("short.yaml"), ["name=whole"])).stages
 
     def interrupt(phase, done, total, unit):
         if done == 7:
             signal.raise_signal(signal.SIGINT)
 
-    halves = load_pipeline(Path("moq.yaml"), ["name=halves"])
+    halves = load_pipeline(Path("short.yaml"), ["name=halves"])
     assert run_pipeline(halves, progress=interrupt).interrupted == signal.SIGINT
     (other,) = run_pipeline(halves).stages
     for name in ("model.safetensors", "compression.safetensors"):
@@ -166,6 +154,46 @@ def test_a_schedule_asks_how_sensitive_layers_are(tiny_bert, sentence_files, cap
         right = load_file(other.folder / "model" / name)
         assert left.keys() == right.keys()
         assert all(torch.equal(left[key], right[key]) for key in left)
+    return whole
+
+
+def test_a_schedule_asks_how_sensitive_layers_are(tiny_bert, sentence_files, caplog):
+    with caplog.at_level("INFO", logger="dqrm"):
+        whole = whole_and_halves(
+            tiny_bert,
+            sentence_files,
+            "[{kind: quant, match: 'bert\\.encoder.*dense', weight: {bits: 4},"
+            " schedule: {start: 6, period: 2, sensitivity: eigenvalue}}]",
+        )
+    told = [r.message for r in caplog.records if r.message.startswith("sensitivity of layers: ")]
+    assert len(told) == 2, "once a stage, and not again when it goes on"
+    shares = [float(share) for share in told[0].partition(": ")[2].split(", ")]
+    assert len(shares) == 2
+    assert max(shares) == 1.0
+    assert any("not yet fully compressed" in r.message for r in caplog.records)
+    # Factor 5 of the most sensitive layer: bits change in the steps 2 and 20.
+    assert whole.record.metrics["best/step"] > 20
+
+
+def test_a_pattern_is_selected_when_it_is_decided(tiny_bert, sentence_files):
+    from dqrm.compress.grids.nm import NM
+    from dqrm.compress.grids.records_file import load_records
+    from dqrm.pipelines.text.classifier import load_any
+
+    whole = whole_and_halves(
+        tiny_bert,
+        sentence_files,
+        "[{kind: nm, match: 'bert\\.encoder.*dense', rho: 100, updates: 4, joint: true},"
+        " {kind: quant, match: 'bert\\.encoder.*dense', weight: {bits: 8}, act: {bits: 8}}]",
+    )
+    assert whole.record.metrics["best/step"] > 25, "the search takes 25 of 36 steps"
+    model = load_any(whole.folder / "model")
+    records = load_records(whole.folder / "model", model)
+    assert len(records) == 6
+    for name, record in records.items():
+        assert (record.mask, record.bits, record.activation_bits) == (NM(2, 4), 8, 8)
+        weight = model.get_submodule(name).weight.detach()
+        assert int((weight != 0).view(len(weight), -1, 4).sum(2).max()) == 2
 
 
 def test_faults_show_before_anything_runs(finished, dqrm, tiny_bert):

@@ -1,0 +1,88 @@
+"""A teacher and its student, both real BERTs, and layers taken out of one."""
+
+import copy
+
+import pytest
+import torch
+
+from dqrm.compress.distill.losses import DistillWeights
+from dqrm.pipelines.text.classifier import load_any, load_classifier
+from dqrm.pipelines.text.layers import encoder_layers, keep_layers
+from dqrm.pipelines.text.objective import Distillation, TaskLoss, expose_attention
+from dqrm.pipelines.text.tables import Labels
+
+ALL = DistillWeights(logits=1.0, hidden=1.0, attention=1.0)
+
+
+@pytest.fixture
+def classifier(bert_of_six):
+    return load_classifier(bert_of_six, Labels(("0", "1")), seed=0)
+
+
+@pytest.fixture
+def batch():
+    ids = torch.randint(5, 40, (3, 8), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 3:] = 0
+    mask[2, 6:] = 0
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def distillation(teacher, layers, *, weights=ALL, label_weight=0.0):
+    return Distillation(
+        teacher, weights, layers, label_weight=label_weight, regression=False, bf16=False
+    )
+
+
+def test_a_student_that_is_the_teacher_has_no_loss(classifier, batch):
+    teacher = copy.deepcopy(classifier)
+    for model in (classifier, teacher):
+        expose_attention(model)
+    labels = torch.tensor([0, 1, 1])
+    classifier.eval()
+    loss = distillation(teacher, range(6))(classifier, batch, labels)
+    assert float(loss.detach()) == 0.0
+    with_labels = distillation(teacher, range(6), label_weight=2.0)
+    task = TaskLoss(regression=False, bf16=False)(classifier, batch, labels)
+    assert float(with_labels(classifier, batch, labels).detach()) == 2 * float(task.detach())
+    with torch.no_grad():
+        classifier.bert.encoder.layer[3].output.dense.weight.add_(0.1)
+    loss = distillation(teacher, range(6))(classifier, batch, labels)
+    torch.autograd.backward(loss)
+    assert float(loss.detach()) > 0
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_kept_layers_are_those_of_the_model(classifier, batch, tmp_path):
+    whole = copy.deepcopy(classifier).eval()
+    keep_layers(classifier, (0, 2, 5))
+    assert classifier.config.num_hidden_layers == 3
+    for ours, theirs in zip(encoder_layers(classifier), (0, 2, 5), strict=True):
+        expected = encoder_layers(whole)[theirs].state_dict()
+        assert all(torch.equal(v, expected[k]) for k, v in ours.state_dict().items())
+    classifier.eval()
+    with torch.no_grad():
+        for position in (4, 3, 1):
+            # Without effect: a layer of residuals alone would still normalize.
+            whole.bert.encoder.layer[position].forward = lambda hidden, *args, **kwargs: hidden
+        expected = whole(**batch).logits
+        assert torch.equal(classifier(**batch).logits, expected)
+        classifier.save_pretrained(tmp_path)
+        assert torch.equal(load_any(tmp_path).eval()(**batch).logits, expected)
+    with pytest.raises(ValueError, match="layer 3: there are 3, 0 to 2"):
+        keep_layers(classifier, (0, 3))
+
+
+def test_the_student_s_map_is_by_input_and_output_of_layers(classifier, batch):
+    """A student that is the first layers of its teacher has their hidden states."""
+    teacher = copy.deepcopy(classifier)
+    keep_layers(classifier, (0, 1, 2))
+    for model in (classifier, teacher):
+        expose_attention(model)
+    classifier.eval()
+    layers = DistillWeights(logits=0.0, hidden=1.0, attention=1.0)
+    labels = torch.tensor([0, 1, 1])
+    loss = distillation(teacher, (0, 1, 2), weights=layers)(classifier, batch, labels)
+    assert float(loss.detach()) == 0.0
+    other = distillation(teacher, (0, 1, 3), weights=layers)(classifier, batch, labels)
+    assert float(other.detach()) > 1e-4
