@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dqrm.compress.lower.shapes import record_shapes, restore_shapes
 from dqrm.pipelines.text.batches import EncodedText
 from dqrm.pipelines.text.library import import_transformers
-from dqrm.pipelines.text.shapes import read_pretrained, record_shapes, restore_shapes
+from dqrm.pipelines.text.pretrained import read_pretrained
 from dqrm.pipelines.text.tables import Labels
 
 

@@ -1,4 +1,4 @@
-"""The encoder layers of a transformer, and a model with some of them taken out."""
+"""A transformer with some of its layers taken out."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,31 +6,8 @@ from typing import Any
 from torch import nn
 
 from dqrm.compress.distill.maps import check_map
-
-
-def encoder_layers(model: Any) -> nn.ModuleList:
-    """Return the list of a model's layers. Raises ValueError as :func:`encoder_path`."""
-    layers = model.get_submodule(encoder_path(model))
-    assert isinstance(layers, nn.ModuleList)
-    return layers
-
-
-def encoder_path(model: Any) -> str:
-    """Return the name of the list of a model's layers, the one as long as its configuration says.
-
-    Raises:
-        ValueError: there is no such list, or more than one.
-    """
-    count = model.config.num_hidden_layers
-    found = [
-        str(name)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
-    if len(found) != 1:
-        which = f"several lists ({', '.join(found)})" if found else "no list"
-        raise ValueError(f"{type(model).__name__}: {which} of {count} layers, so none to take out")
-    return found[0]
+from dqrm.compress.lower.shapes import encoder_layers as encoder_layers
+from dqrm.compress.lower.shapes import encoder_path as encoder_path
 
 
 def keep_layers(model: Any, keep: Sequence[int]) -> None:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from dqrm.compress.lower.shapes import LayerUnits, linear_of
 from dqrm.compress.recon.capture import LayerStream
 from dqrm.compress.recon.least_squares import UnitLeastSquares
-from dqrm.pipelines.text.shapes import LayerUnits, linear_of
 from dqrm.pipelines.text.unit_masks import UnitMasks
 
 

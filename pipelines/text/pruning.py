@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dqrm.compress.lower.shapes import layer_units
 from dqrm.compress.recon.capture import LayerStream
 from dqrm.compress.signals.gradients import batch_gradients
 from dqrm.compress.signals.units import Kept, rearrange, search_units
@@ -22,7 +23,6 @@ from dqrm.pipelines.text.finetune import LabelledText
 from dqrm.pipelines.text.mask_tuning import Tuned, tune_masks
 from dqrm.pipelines.text.objective import TaskLoss
 from dqrm.pipelines.text.quality import measure_text
-from dqrm.pipelines.text.shapes import layer_units
 from dqrm.pipelines.text.unit_masks import UnitCosts, UnitMasks
 
 _STREAM_BYTES = 1 << 28

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dqrm.compress.grids.granularity import Granularity
 from dqrm.compress.grids.records_file import load_records, save_records
+from dqrm.compress.lower.shapes import encoder_layers, encoder_path
 from dqrm.compress.recon.layerwise import Calibration, GptqRecipe, LayerwiseQuantizer
 from dqrm.compress.recon.lkd import LayerLoss, LkdRecipe
 from dqrm.compress.recon.targets import Target, quantize_without_data
@@ -21,7 +22,6 @@ from dqrm.compress.transforms.config import QuantTransform, patterns
 from dqrm.data.files import new_folder, write_json
 from dqrm.pipelines.text.batches import EncodedText
 from dqrm.pipelines.text.calibration import forwards, valid_tokens
-from dqrm.pipelines.text.layers import encoder_layers, encoder_path
 
 log = logging.getLogger(__name__)
 

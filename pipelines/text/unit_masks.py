@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dqrm.compress.lower.shapes import keep_units, layer_units, linear_of
 from dqrm.compress.signals.units import Kept
-from dqrm.pipelines.text.shapes import keep_units, layer_units, linear_of
 
 
 @dataclass(frozen=True)

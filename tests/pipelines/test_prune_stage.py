@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dqrm.compress.lower.shapes import layer_units
 from dqrm.compress.recon.capture import LayerStream
 from dqrm.compress.signals.units import Kept
 from dqrm.pipelines.config import load_pipeline
@@ -17,7 +18,6 @@ from dqrm.pipelines.text.classifier import load_any, load_tokenizer
 from dqrm.pipelines.text.finetune import LabelledText
 from dqrm.pipelines.text.mask_tuning import tune_masks
 from dqrm.pipelines.text.pruning import PruneRecipe, prune_units
-from dqrm.pipelines.text.shapes import layer_units
 from dqrm.pipelines.text.tables import find_columns, read_table, take_examples
 from dqrm.pipelines.text.unit_masks import UnitCosts, UnitMasks
 from dqrm.profiling.tree import profile

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from dqrm.compress.lower.shapes import NoHeads, keep_units, layer_units, record_shapes
 from dqrm.pipelines.text.classifier import (
     load_any,
     load_classifier,
@@ -13,7 +14,6 @@ from dqrm.pipelines.text.classifier import (
     save_classifier,
 )
 from dqrm.pipelines.text.layers import keep_layers
-from dqrm.pipelines.text.shapes import NoHeads, keep_units, layer_units
 from dqrm.pipelines.text.tables import Labels
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -121,3 +121,24 @@ def test_a_whole_model_says_nothing_and_damage_is_told(tmp_path):
     )
     with pytest.raises(ValueError, match="GPT2ForSequenceClassification: its layers are not built"):
         layer_units(transformers.GPT2ForSequenceClassification(gpt))
+
+
+@pytest.mark.parametrize("match", [".*encoder.*", ".*output.dense"], ids=["all", "some"])
+def test_a_cut_model_is_lowered(match, tmp_path):
+    import dqrm.compress.lower.hf as hf
+    from dqrm.compress.lower.folder import write_lowered
+    from dqrm.compress.transforms.config import ActivationGrid, QuantTransform, WeightGrid
+    from dqrm.pipelines.text.reconstruction import resolve_targets, round_weights
+
+    model = whole("Bert")
+    cut(model)
+    record_shapes(model)
+    grids = QuantTransform(
+        kind="quant", match=match, weight=WeightGrid(bits=8), act=ActivationGrid()
+    )
+    round_weights(model, resolve_targets(model, [grids]))
+    write_lowered(model, tmp_path)
+    loaded = hf.load_lowered(tmp_path)
+    torch.testing.assert_close(
+        loaded(**inputs()).logits, model(**inputs()).logits, rtol=1e-4, atol=1e-4
+    )

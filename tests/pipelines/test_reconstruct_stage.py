@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from dqrm.compress.grids.record import codes, dequantize, weight_record
 from dqrm.compress.grids.records_file import load_records, read_records
+from dqrm.compress.lower.shapes import keep_units, layer_units
 from dqrm.compress.recon.layerwise import GptqRecipe
 from dqrm.compress.recon.lkd import LkdRecipe
 from dqrm.pipelines.config import load_pipeline
@@ -20,7 +21,6 @@ from dqrm.pipelines.text.reconstruction import (
     resolve_targets,
     round_weights,
 )
-from dqrm.pipelines.text.shapes import keep_units, layer_units
 from dqrm.pipelines.text.tables import find_columns, read_table, take_examples
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")

@@ -1,4 +1,4 @@
 """Compressed models as they are stored and run: packed weights, their files, integer layers.
 
-Nothing but ``hf`` knows a library of models.
+Nothing but ``hf`` knows a library of models, and ``shapes`` how its encoders are built.
 """

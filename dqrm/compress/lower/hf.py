@@ -19,6 +19,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from dqrm.compress.lower.build import Target, build_embedding, build_linear, share_inputs
 from dqrm.compress.lower.folder import METHOD, packed_tensors
 from dqrm.compress.lower.packing import Layout, PackedWeight, unpack_weight
+from dqrm.compress.lower.shapes import restore_shapes
 
 _TYPES = {"U8": torch.uint8, "F16": torch.float16, "F32": torch.float32}
 
@@ -54,11 +55,7 @@ class DqrmQuantizer(HfQuantizer):
         return torch.bfloat16 if self.quantization_config.target == "bf16" else torch.float32
 
     def _process_model_before_weight_loading(self, model: Any, **options: Any) -> Any:
-        if hasattr(model.config, "pruned_shapes"):
-            # Layers of different widths: the text stages know how to make and to read them.
-            from dqrm.pipelines.text.shapes import restore_shapes
-
-            restore_shapes(model)
+        restore_shapes(model)
         (file,) = options["checkpoint_files"]
         for name, described in self.quantization_config.modules.items():
             layout = Layout.from_json(described)

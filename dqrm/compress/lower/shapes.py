@@ -1,4 +1,4 @@
-"""Transformers whose layers differ in width: where their units are, and how such a model is read.
+"""Transformers whose layers differ in width: where their units are, and how they are cut.
 
 A layer may have fewer heads or feed-forward neurons than its configuration says, or none. The
 configuration of a saved model then holds, under ``pruned_shapes``, the numbers of every layer; it
@@ -7,14 +7,9 @@ was, as the width of a head follows from it.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-
-from dqrm.pipelines.text.layers import encoder_layers
-from dqrm.pipelines.text.library import import_transformers
 
 SHAPES = "pruned_shapes"
 """Key of config.json."""
@@ -52,6 +47,31 @@ class NoHeads(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         """Return float [rows, tokens, 0], and no weights."""
         return hidden_states.new_zeros(*hidden_states.shape[:-1], 0), None
+
+
+def encoder_layers(model: Any) -> nn.ModuleList:
+    """Return the list of a model's layers. Raises ValueError as :func:`encoder_path`."""
+    layers = model.get_submodule(encoder_path(model))
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def encoder_path(model: Any) -> str:
+    """Return the name of the list of a model's layers, the one as long as its configuration says.
+
+    Raises:
+        ValueError: there is no such list, or more than one.
+    """
+    count = model.config.num_hidden_layers
+    found = [
+        str(name)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    if len(found) != 1:
+        which = f"several lists ({', '.join(found)})" if found else "no list"
+        raise ValueError(f"{type(model).__name__}: {which} of {count} layers, so none to take out")
+    return found[0]
 
 
 def layer_units(model: Any) -> list[LayerUnits]:
@@ -157,34 +177,6 @@ def restore_shapes(model: Any) -> None:
             )
         rows = slice(num_heads * units.head_size)
         _cut(units, rows, slice(num_neurons), num_heads > 0)
-
-
-def read_pretrained(auto: Any, folder: Path, **settings: Any) -> Any:
-    """``auto.from_pretrained`` for a folder whose layers may differ in width.
-
-    Args:
-        auto: a class of transformers, AutoModel for example.
-        folder: in Hugging Face's format.
-        settings: names of the configuration, and whatever else from_pretrained takes.
-    """
-    transformers = import_transformers()
-    config, rest = transformers.AutoConfig.from_pretrained(
-        str(folder), local_files_only=True, return_unused_kwargs=True, **settings
-    )
-    if getattr(config, SHAPES, None) is None:
-        return auto.from_pretrained(str(folder), local_files_only=True, **settings)
-    with torch.device("meta"):
-        plain = type(auto.from_config(config))
-
-    def cut_at_once(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
-        plain.__init__(self, config, *args, **kwargs)
-        restore_shapes(self)
-
-    # Widths have to be right before values are read: a value of another width would be made anew.
-    shaped: Any = type(plain.__name__, (plain,), {"__init__": cut_at_once})
-    model = shaped.from_pretrained(str(folder), config=config, local_files_only=True, **rest)
-    model.__class__ = plain
-    return model
 
 
 def _linear(module: nn.Module) -> nn.Linear:
