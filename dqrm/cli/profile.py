@@ -63,7 +63,8 @@ def profile(
     """Show a model's parameters, bytes, MACs and time, module by module.
 
     Values of a module include those of the modules in it. One MAC is two FLOPs; only products of
-    matrices count.
+    matrices count. Layers on integers that share an input are multiplied when the first of them is
+    called: its time is that of all.
     """
     # Before torch is imported: it reads thread counts and the waiting policy only once.
     from dqrm.runtime import prepare_threads
@@ -138,10 +139,21 @@ def _text(tree: "Node", depth: int | None) -> str:
             f"{100 * node.macs / tree.macs:.1f} %" if tree.macs else "",
             "" if node.seconds is None else f"{1000 * node.seconds:.3f}",
             "" if node.seconds is None or not whole else f"{100 * node.seconds / whole:.1f} %",
+            "" if not node.gflops else f"{node.gflops:.1f}",
         )
         for level, node in _walk(tree, 0, depth)
     ]
-    header = ("module", "kind", "parameters", "bytes", "MACs", "of MACs", "ms", "of time")
+    header = (
+        "module",
+        "kind",
+        "parameters",
+        "bytes",
+        "MACs",
+        "of MACs",
+        "ms",
+        "of time",
+        "GFLOP/s",
+    )
     return table(header, rows, left=2)
 
 

@@ -9,9 +9,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry
 
+from dqrm.compress.lower.modules import CodeEmbedding, Int8Linear
 from dqrm.serving.packed_mlp import PackedLinear, PackedMlp
 
 Formula = Callable[[tuple[Any, ...], Any], int]
@@ -27,18 +28,21 @@ def operator_macs(function: Any, arguments: tuple[Any, ...], result: Any) -> int
     return 0 if known is None else int(known(*arguments, out_val=result)) // 2
 
 
-def module_macs(module: nn.Module, rows: int) -> dict[nn.Module, int] | None:
+def module_macs(module: nn.Module, inputs: tuple[Any, ...]) -> dict[nn.Module, int] | None:
     """MACs of a module that runs without torch's operators, by the layers in it; None otherwise.
 
     Args:
         module: any.
-        rows: of its input.
+        inputs: of its forward.
     """
-    if not isinstance(module, PackedMlp):
+    if isinstance(module, Int8Linear):
+        layers: list[Int8Linear | PackedLinear] = [module]
+    elif isinstance(module, PackedMlp):
+        layers = [layer for layer in module if isinstance(layer, PackedLinear)]
+    else:
         return None
-    return {
-        layer: rows * layer.codes.numel() for layer in module if isinstance(layer, PackedLinear)
-    }
+    rows = math.prod(inputs[0].shape[:-1]) if inputs and isinstance(inputs[0], Tensor) else 0
+    return {layer: rows * layer.codes.numel() for layer in layers}
 
 
 def _attention(arguments: tuple[Any, ...], result: Any) -> int:
@@ -61,8 +65,11 @@ _FORMULAS: dict[str, Formula] = {
     "aten._int_mm": _linear,
     "aten._weight_int8pack_mm": _linear,
     "aten._weight_int4pack_mm_for_cpu": _linear,
+    "aten._dyn_quant_matmul_4bit": _linear,
+    "mkl._mkl_linear": _linear,
     "mkldnn._linear_pointwise": _linear,
     "onednn.qlinear_pointwise": _linear,
+    "quantized.linear_dynamic": _linear,
     "dqrm.dot_interaction": _interaction,
 }
 
@@ -78,6 +85,9 @@ def own_parameters(module: nn.Module) -> list[tuple[int, int]]:
         return [(id(module), dim * sum(int(table.num_rows) for table in tables))]
     if isinstance(module, PackedLinear):
         return [(id(module), module.codes.numel() + module.bias.numel())]
+    if isinstance(module, Int8Linear | CodeEmbedding):
+        bias = getattr(module, "bias", None)
+        return [(id(module), module.codes.numel() + (0 if bias is None else bias.numel()))]
     return [(id(p), p.numel()) for p in module._parameters.values() if p is not None]
 
 

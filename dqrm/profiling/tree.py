@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dqrm.profiling.macs import module_macs, operator_macs, own_bytes, own_parameters
@@ -33,6 +33,8 @@ class Node:
     """Of one forward."""
     seconds: float | None
     """Median of a forward; None for a module that its parent runs without calling it."""
+    gflops: float | None
+    """Two billion MACs a second are four: what was reached in that time. None without a time."""
     calls: int
     """In one forward."""
     children: list["Node"] = field(default_factory=list)
@@ -102,7 +104,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._running.append(module)
         self.calls[module] = self.calls.get(module, 0) + 1
-        layers = module_macs(module, _rows(inputs))
+        layers = module_macs(module, inputs)
         if layers is not None:
             for layer, count in layers.items():
                 self._add(count, [*self._running, layer])
@@ -110,12 +112,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _end(self, module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
         self._running.pop()
-        if module_macs(module, 0) is not None:
+        if module_macs(module, ()) is not None:
             self._by_formula -= 1
-
-
-def _rows(inputs: tuple[Any, ...]) -> int:
-    return len(inputs[0]) if inputs and isinstance(inputs[0], Tensor) else 0
 
 
 def _times(model: nn.Module, forward: Callable[[], object], repeats: int) -> dict[nn.Module, float]:
@@ -165,6 +163,7 @@ def _node(name: str, module: nn.Module, counter: _Counter, times: dict[nn.Module
         bytes=sum(dict(pair for m in inside for pair in own_bytes(m)).values()),
         macs=macs,
         seconds=seconds,
+        gflops=2e-9 * macs / seconds if seconds else None,
         calls=counter.calls.get(module, 0),
         children=children,
     )

@@ -103,11 +103,11 @@ class LowerStage(Stage):
         from dqrm.compress.grids.records_file import load_records
         from dqrm.compress.lower.folder import (
             encoder_bytes,
-            pack_model,
             set_target,
             tensor_bytes,
             write_lowered,
         )
+        from dqrm.compress.report import account
         from dqrm.pipelines.text.classifier import load_any, load_tokenizer
         from dqrm.pipelines.text.latency import check_buckets
 
@@ -129,15 +129,14 @@ class LowerStage(Stage):
             shrink=self.shrink,
         )
         load_tokenizer(source).save_pretrained(str(output))
-        plain = sum(weight.nbytes for weight in pack_model(trained, shrink=False).values())
         target = self._choose(output, bool(found), context)
         set_target(output, target)
         lowered = load_any(output)
         return {
             "size/parameters": float(sum(p.numel() for p in trained.parameters())),
-            "size/packed_bytes": float(sum(tensor_bytes(output).values())),
+            **account(trained).metrics(),
+            "size/lowered_bytes": float(sum(tensor_bytes(output).values())),
             "size/encoder_bytes": float(encoder_bytes(output)),
-            "size/codes_and_scales_before_deflating": float(plain),
             **self._quality(source, lowered, trained),
             **self._latency(lowered, compared, context),
         }

@@ -24,6 +24,7 @@ from dqrm.compress.lower.folder import (
     write_lowered,
 )
 from dqrm.compress.lower.modules import CodeEmbedding, Int8Linear
+from dqrm.compress.report import account
 from dqrm.compress.transforms.activations import attach_activation_quantizer
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -164,6 +165,9 @@ def test_tensors_and_bytes_are_those_of_the_packed_weights(mixed, folder, tmp_pa
         layers += sum(size for name, size in dense.items() if ".layer." in name)
         assert encoder_bytes(path) == layers
     assert encoder_bytes(folder) <= encoder_bytes(tmp_path / "plain")
+    accounted = account(mixed)
+    assert accounted.stored_bytes == sum(tensor_bytes(tmp_path / "plain").values())
+    assert account(mixed, "bert.encoder.").stored_bytes == encoder_bytes(tmp_path / "plain")
 
 
 @pytest.mark.parametrize("kind", [transformers.DistilBertConfig, transformers.RobertaConfig])

@@ -100,6 +100,120 @@ def test_a_transformer_in_hugging_faces_format(tmp_path):
     assert "takes up to 512 tokens" in too_long.stderr
 
 
+def operator_calls():
+    """By name, calls of operators that torch's counter takes for nothing, [5, 16] by [8, 16]."""
+    x, weight = torch.randn(5, 16), torch.randn(8, 16)
+    codes = torch.randint(-127, 128, (8, 16), dtype=torch.int8)
+    inputs = torch.randint(0, 255, (5, 16), dtype=torch.uint8)
+    packed = torch.ops.onednn.qlinear_prepack(codes, [5, 16])
+    ones, zeros = torch.ones(8), torch.zeros(8, dtype=torch.int32)
+    dynamic = torch.ao.nn.quantized.dynamic.Linear(16, 8)
+    half = weight.bfloat16()
+    prepacked = torch.ops.mkldnn._reorder_linear_weight(half, 5)
+    return {
+        "qlinear": lambda: torch.ops.onednn.qlinear_pointwise(
+            inputs, 1.0, 0, packed, ones, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        ),
+        "int_mm": lambda: torch._int_mm(codes.new_ones(5, 16), codes.T.contiguous()),
+        "int8pack": lambda: torch._weight_int8pack_mm(x.bfloat16(), codes, ones.bfloat16()),
+        "linear_dynamic": lambda: dynamic(x),
+        "linear_pointwise": lambda: torch.ops.mkldnn._linear_pointwise(
+            x.bfloat16(), prepacked, None, "none", [], ""
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["qlinear", "int_mm", "int8pack", "linear_dynamic", "linear_pointwise"]
+)
+def test_operators_that_torchs_counter_takes_for_nothing(name):
+    call = operator_calls()[name]
+
+    class Calls(nn.Module):
+        def forward(self):
+            return call()
+
+    model = Calls()
+    tree = profile(model, model, repeats=1)
+    assert tree.macs == 5 * 8 * 16
+    assert tree.gflops == pytest.approx(2e-9 * tree.macs / tree.seconds)
+
+
+def test_rows_of_a_table_are_no_multiplications():
+    bag = nn.EmbeddingBag(10, 4, mode="sum")
+    tree = profile(bag, lambda: bag(torch.arange(6), torch.tensor([0, 3])), repeats=1)
+    assert (tree.macs, tree.parameters) == (0, 40)
+
+
+@pytest.mark.parametrize("target", ["int8", "bf16", "fp32"])
+def test_a_lowered_transformer_counts_what_it_was_made_of(tmp_path, target):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from dqrm.compress.grids.granularity import Granularity
+    from dqrm.compress.grids.record import WeightRecord, dequantize, fit, set_weight_record
+    from dqrm.compress.lower.folder import write_lowered
+
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
+    model = transformers.BertForSequenceClassification(config)
+    dense = model.num_parameters()
+    row = Granularity("row")
+    for name, module in model.named_modules():
+        if (".layer." in name and isinstance(module, nn.Linear)) or "word_emb" in name:
+            codes, scale = fit(module.weight.detach(), "symmetric", 8, row)
+            activations = 8 if isinstance(module, nn.Linear) else 32
+            record = WeightRecord("symmetric", 8, row, scale, None, activations)
+            module.weight.data = dequantize(codes, record)
+            set_weight_record(module, record)
+    write_lowered(model, tmp_path, target=target)
+    command = ["profile", str(tmp_path), "--batch-size", "3", "--length", "24", "--repeats", "1"]
+    done = CliRunner().invoke(cli, [*command, "--json"])
+    assert done.exit_code == 0, done.stderr
+    tree = json.loads(done.stdout)
+    rows = 3 * 24
+    encoder = 2 * (rows * (4 * 32 * 32 + 2 * 32 * 64) + 2 * 3 * 24 * 24 * 32)
+    assert tree["macs"] == encoder + 3 * (32 * 32 + 32 * 2)
+    assert tree["parameters"] == dense
+    layer = tree["children"][0]["children"][1]["children"][0]["children"][0]
+    parts = {child["name"]: child for child in layer["children"][0]["children"][0]["children"]}
+    assert parts["query"]["macs"] == parts["value"]["macs"] == rows * 32 * 32
+    if target == "int8":
+        assert parts["query"]["kind"] == "Int8Linear"
+        assert parts["query"]["bytes"] == 32 * 32 + 2 * 4 * 32
+    assert "GFLOP/s" in CliRunner().invoke(cli, command).stdout
+
+
+def test_a_pruned_transformer_counts_what_is_left(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    from dqrm.pipelines.text.shapes import keep_units, layer_units, record_shapes
+
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+    )
+    model = transformers.BertForSequenceClassification(config)
+    first, second = layer_units(model)
+    keep_units(first, torch.tensor([True, False, True, False]), torch.arange(64) < 24)
+    keep_units(second, torch.zeros(4, dtype=torch.bool), torch.arange(64) < 40)
+    record_shapes(model)
+    model.save_pretrained(tmp_path)
+    command = ["profile", str(tmp_path), "--batch-size", "3", "--length", "24", "--repeats", "1"]
+    done = CliRunner().invoke(cli, [*command, "--json"])
+    assert done.exit_code == 0, done.stderr
+    tree = json.loads(done.stdout)
+    rows, width = 3 * 24, 2 * 8
+    encoder = rows * (4 * 32 * width + 2 * 32 * 24) + 2 * 3 * 24 * 24 * width + rows * 2 * 32 * 40
+    assert tree["macs"] == encoder + 3 * (32 * 32 + 32 * 2)
+    assert tree["parameters"] == model.num_parameters()
+
+
 @pytest.mark.parametrize("activation_bits", [32, 8])
 def test_a_recommender_in_training_form_and_packed(clicks_data, tmp_path, activation_bits):
     config = RunConfig.model_validate(
