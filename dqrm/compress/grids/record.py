@@ -23,7 +23,7 @@ Grid = Literal["symmetric", "ternary", "binary", "fp32"]
 _ATTRIBUTE = "weight_record"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class WeightRecord:
     """How ``module.weight`` is to be stored."""
 
@@ -73,7 +73,7 @@ def fit(
     if grid == "symmetric":
         largest = symmetric.largest_code(bits)
         if kept is not None:
-            view = view.masked_fill(~granularity.view(kept), 0.0)
+            view = view * granularity.view(kept)
         scale = symmetric.scale_of(max_abs(view), largest + full_range)
         codes = symmetric.quantize(view, scale, largest, rounding)
     else:

@@ -29,8 +29,13 @@ class NMStep(WeightStep):
         """Return the weights that are kept, 0 for others."""
         if self.dynamic:
             self.mask = self.pattern.mask(weight)
-            return straight_through(weight, weight.detach().masked_fill(~self.mask, 0.0))
-        return weight if self.mask is None else weight.masked_fill(~self.mask, 0.0)
+            return straight_through(weight, weight.detach() * self.mask)
+        return weight if self.mask is None else weight * self.mask
+
+    def factors(self, weight: Tensor) -> Tensor:
+        """Return 1 where the mask keeps ``weight`` and 0 elsewhere, of its type."""
+        assert self.mask is not None
+        return self.mask.to(weight.dtype)
 
     def described(self, record: WeightRecord, before: Tensor) -> WeightRecord:
         """Return ``record`` with the pattern."""
