@@ -123,8 +123,6 @@ class FineTuner:
         self._progress = progress
         labels = model.config.num_labels
         self._classes = None if model.config.problem_type == "regression" else labels
-        if recipe.freeze_embeddings:
-            model.get_input_embeddings().requires_grad_(False)
         self._compression.attach(model, self.steps)
         self._optimizer = make_optimizer(model, recipe)
         saved = load_state(folder, model, self._compression, self._optimizer)
@@ -273,7 +271,9 @@ def rate_factor(step: int, steps: int, warmup: float) -> float:
 
 
 def make_optimizer(model: Any, recipe: Recipe) -> torch.optim.Optimizer:
-    """Return AdamW over the parameters that are trained."""
+    """Return AdamW over the parameters that are trained, word embeddings frozen if so asked."""
+    if recipe.freeze_embeddings:
+        model.get_input_embeddings().requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": recipe.weight_decay},

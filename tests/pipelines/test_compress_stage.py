@@ -178,6 +178,7 @@ def test_a_schedule_asks_how_sensitive_layers_are(tiny_bert, sentence_files, cap
 def test_a_pattern_is_selected_when_it_is_decided(tiny_bert, sentence_files):
     from dqrm.compress.grids.nm import NM
     from dqrm.compress.grids.records_file import load_records
+    from dqrm.pipelines.text.account import planned_account
     from dqrm.pipelines.text.classifier import load_any
 
     whole = whole_and_halves(
@@ -187,6 +188,9 @@ def test_a_pattern_is_selected_when_it_is_decided(tiny_bert, sentence_files):
         " {kind: quant, match: 'bert\\.encoder.*dense', weight: {bits: 8}, act: {bits: 8}}]",
     )
     assert whole.record.metrics["best/step"] > 25, "the search takes 25 of 36 steps"
+    (stage,) = load_pipeline(Path("short.yaml")).stages
+    planned = planned_account(stage.skeleton({}), stage.transforms).metrics()
+    assert planned.items() <= whole.record.metrics.items()
     model = load_any(whole.folder / "model")
     records = load_records(whole.folder / "model", model)
     assert len(records) == 6
