@@ -193,7 +193,7 @@ def test_faults_show_before_anything_runs(file, dqrm, sentence_files):
     assert wrong.exit_code == 2
     assert "stage finetune: select_by=pearson: 2 classes can take accuracy" in wrong.stderr
     plan = dqrm("pipeline", "run", file, "--dry-run", "name=planned")
-    assert "steps          80" in plan.stdout
+    assert "steps           80" in plan.stdout
     assert "parameters" in plan.stdout
     assert not Path("runs/planned").exists()
 
