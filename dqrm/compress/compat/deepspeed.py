@@ -18,7 +18,6 @@ from dqrm.compress.transforms.config import (
     NMTransform,
     QuantTransform,
     TransformConfig,
-    WeightGrid,
 )
 
 _LARGEST_GROUP = 16
@@ -267,8 +266,10 @@ def _quant(
 ) -> QuantTransform:
     # Of 1 and 2 bits the grids are the same here and there.
     used = {k: v for k, v in grid.items() if bits > 2 or k in ("groups", "per")}
-    weight = WeightGrid(bits=bits, **used)
-    return QuantTransform(kind="quant", match=match, weight=weight, schedule=schedule)
+    chosen: dict[str, Any] = {"kind": "quant", "match": match, "weight": {"bits": bits, **used}}
+    if schedule is not None:
+        chosen["schedule"] = schedule
+    return QuantTransform.model_validate(chosen)
 
 
 def _schedule(
@@ -276,14 +277,15 @@ def _schedule(
 ) -> BitSchedule | None:
     if start == target and not offset and not mix:
         return None
-    return BitSchedule(
-        start=start,
-        period=max(1, period),
-        offset=offset,
-        mix_ratio=mix,
-        sensitivity="eigenvalue" if sensitive else None,
-        mixed_end=sensitive,
-    )
+    chosen: dict[str, Any] = {
+        "start": start,
+        "period": max(1, period),
+        "offset": offset,
+        "mix_ratio": mix,
+    }
+    if sensitive:
+        chosen |= {"sensitivity": "eigenvalue", "mixed_end": True}
+    return BitSchedule.model_validate({key: value for key, value in chosen.items() if value})
 
 
 def _mix(shared: dict[str, Any]) -> float:
