@@ -19,6 +19,7 @@ _COMMANDS = {
         "dqrm.cli.pipeline:pipeline",
         "Run files of stages: train, fine-tune, report.",
     ),
+    "jobs": ("dqrm.cli.jobs:jobs", "Run pipelines and commands on a schedule."),
     "config": ("dqrm.cli.config:config", "Print the resolved configuration."),
     "configs": ("dqrm.cli.configs:configs", "List and copy the shipped configurations."),
     "bench": (

@@ -49,6 +49,8 @@ def test_the_commands_are_these() -> None:
         *("train", "eval", "config", "configs ls", "configs cp"),
         *("bench accuracy", "bench prepare", "bench exactness", "bench replicas"),
         *("bench kernels", "bench train", "bench exchange", "bench network"),
+        *("jobs validate", "jobs list", "jobs run", "jobs serve", "jobs pause", "jobs resume"),
+        *("jobs history", "jobs logs"),
         *("ui", "doctor", "tracking sync", "completion"),
         *("pipeline run", "pipeline validate", "pipeline ls", "pipeline import", "profile"),
     }
