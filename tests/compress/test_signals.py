@@ -14,7 +14,7 @@ from dqrm.compress.signals.curvature import (
 )
 from dqrm.compress.signals.frequency import access_frequency
 from dqrm.compress.signals.gradients import batch_gradients, fisher_diagonal, fisher_loss
-from dqrm.compress.signals.units import rearrange, removal_loss, search_units
+from dqrm.compress.signals.units import rearrange, search_units
 
 
 def generator(seed):
@@ -189,6 +189,10 @@ def test_a_budget_for_everything_keeps_everything():
     heads[0][1], neurons[2][:] = 0.0, 0.0
     kept = search_units(heads, neurons, 1.3, 0.1, 5 * 1.3 + 18 * 0.1, 4)
     assert all(bool(mask.all()) for mask in [*kept.heads, *kept.neurons])
+
+
+def removal_loss(kept, gradients):
+    return float((gradients.double()[:, ~kept].sum(1) ** 2).sum())
 
 
 def test_rearrangement_never_gets_worse_and_finds_units_that_cancel_out():

@@ -103,11 +103,6 @@ def rearrange(kept: Tensor, gradients: Tensor) -> Tensor:
     return ~removed
 
 
-def removal_loss(kept: Tensor, gradients: Tensor) -> float:
-    """Return the sum over batches of (sum of the removed units' gradients)**2."""
-    return float((gradients.double()[:, ~kept].sum(1) ** 2).sum())
-
-
 def _prefix_sums(values: Tensor) -> Tensor:
     """float64 [values + 1]; one after another, so that a zero adds nothing at all."""
     return torch.cat([values.new_zeros(1), torch.cumsum(values, 0)])
