@@ -77,9 +77,9 @@ def skeleton_of(reference: str, earlier: Mapping[str, Stage]) -> Any:
 
     key = named_stage(reference)
     if key is not None:
-        names = list(earlier)
-        before = names[: names.index(key)]
-        return earlier[key].skeleton({name: earlier[name] for name in before})
+        if key not in earlier:
+            return None
+        return earlier[key].skeleton(_before(key, earlier))
     folder = outside_model(reference)
     assert folder is not None
     return load_skeleton(folder)
@@ -90,10 +90,13 @@ def origin_folder(reference: str, earlier: Mapping[str, Stage]) -> Path | None:
     key = named_stage(reference)
     if key is None:
         return outside_model(reference)
+    its_model = getattr(earlier.get(key), "model", None)
+    return None if its_model is None else origin_folder(its_model, _before(key, earlier))
+
+
+def _before(key: str, earlier: Mapping[str, Stage]) -> dict[str, Stage]:
     names = list(earlier)
-    before = {name: earlier[name] for name in names[: names.index(key)]}
-    its_model = getattr(earlier[key], "model", None)
-    return None if its_model is None else origin_folder(its_model, before)
+    return {name: earlier[name] for name in names[: names.index(key)]}
 
 
 def _package_folder(reference: str) -> Path:

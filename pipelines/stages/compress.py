@@ -115,11 +115,14 @@ class CompressStage(TextTrainingStage):
         found = super().problems(earlier)
         try:
             teacher = None if self.teacher is None else skeleton_of(self.teacher, earlier)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError) as error:
             return [*found, Problem("distill.teacher", str(error))]
         if found:
             return found
-        model = skeleton_of(self.model, earlier)
+        try:
+            model = skeleton_of(self.model, earlier)
+        except ValueError as error:
+            return [Problem("model", str(error))]
         if model is None:
             return []
         try:

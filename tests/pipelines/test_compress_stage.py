@@ -213,6 +213,7 @@ def test_faults_show_before_anything_runs(finished, dqrm, tiny_bert):
         done = dqrm("pipeline", "validate", file, override)
         assert done.exit_code == 2, override
         assert message in done.stderr
+        assert "faults" not in done.stderr, done.stderr
     plan = dqrm("pipeline", "run", file, "--dry-run", "output=planned")
     assert plan.exit_code == 0, plan.stderr
     assert "steps           60" in plan.stdout
