@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -198,6 +200,36 @@ def test_a_pattern_is_selected_when_it_is_decided(tiny_bert, sentence_files):
         assert (record.mask, record.bits, record.activation_bits) == (NM(2, 4), 8, 8)
         weight = model.get_submodule(name).weight.detach()
         assert int((weight != 0).view(len(weight), -1, 4).sum(2).max()) == 2
+
+
+def test_a_regression_of_pairs_learns_from_its_teacher(tiny_bert, caplog):
+    rng = np.random.default_rng(3)
+    score = rng.uniform(0, 5, 96).round(2)
+    first = [" ".join(f"w{n}" for n in rng.integers(0, 35, 5)) for _ in score]
+    frame = pd.DataFrame({"sentence1": first, "sentence2": first, "score": score})
+    frame.to_parquet("pairs.parquet")
+    shared = "epochs: 1, batch_size: 16"
+    Path("pairs.yaml").write_text(
+        "tracking: {enabled: false}\n"
+        "data: {train: pairs.parquet}\n"
+        "stages:\n"
+        f"  - {{stage: finetune, model: {tiny_bert}, {shared}}}\n"
+        f"  - {{stage: compress, model: 'stage:finetune', {shared}, precision: bf16,\n"
+        "     distill: {teacher: 'stage:finetune', labels: 0.5}, layers: 1,\n"
+        "     transforms: [{kind: nm, match: '.*dense', via: sr_ste, keep: 1}]}\n"
+        f"  - {{stage: compress, name: again, model: 'stage:compress', {shared},\n"
+        "     distill: {teacher: 'stage:finetune', map: uniform},\n"
+        "     transforms: [{kind: quant, match: 'bert\\.encoder.*dense', weight: {bits: 1}}]}\n"
+    )
+    with caplog.at_level("WARNING", logger="dqrm"):
+        _, compress, again = run_pipeline(load_pipeline(Path("pairs.yaml"))).stages
+    assert "stage:compress is compressed already; training takes it off its grids" in caplog.text
+    assert "best/val_pearson" in compress.record.metrics
+    weights = load_file(again.folder / "model" / "model.safetensors")
+    name = "bert.encoder.layer.0.output.dense.weight"
+    assert all(len(row.abs().unique()) == 1 for row in weights[name])
+    sparse = load_file(compress.folder / "model" / "model.safetensors")[name]
+    assert int((sparse != 0).view(len(sparse), -1, 4).sum(2).max()) == 1
 
 
 def test_faults_show_before_anything_runs(finished, dqrm, tiny_bert):
