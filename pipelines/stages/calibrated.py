@@ -98,7 +98,7 @@ class CalibratedStage(Stage):
 
         splits = {"best/val_": encoded(dev, self.data.dev or self.data.train)}
         if test is not None:
-            splits["test/"] = encoded(test, self.data.test)
+            splits["test/"] = encoded(test, self.data.test or self.data.train)
         model = load_teacher(folder, labels).eval()
         return FinetunedText(
             model,

@@ -1,9 +1,9 @@
 """Settings of labelled sentences, and the rows they name."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dqrm.pipelines.digests import file_digest
 from dqrm.pipelines.stage import Problem
@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from dqrm.pipelines.text.tables import Examples
 
 _ROWS_CHECKED = 200
+
+
+def _absent(value: Any) -> bool:
+    return value is None
 
 
 class TextData(Settings):
@@ -31,6 +35,16 @@ class TextData(Settings):
     test: Path | None = None
     """Measured once, with the selected model."""
 
+    test_fraction: float | None = Field(
+        default=None,
+        gt=0.0,
+        lt=1.0,
+        # A stage that was complete before there was this setting stays so.
+        exclude_if=_absent,
+    )
+    """Share of the training rows to test on where there is no file of them; drawn before those of
+    dev_fraction, the same ones for every seed. None tests nothing."""
+
     text: str | None = None
     """Column of the sentence; found by the names of GLUE's tasks when not given."""
 
@@ -42,6 +56,12 @@ class TextData(Settings):
 
     format: Literal["auto", "tsv", "csv", "parquet"] = "auto"
     """auto goes by the name of the file. Quotes of TSV are literal, as GLUE writes them."""
+
+    @model_validator(mode="after")
+    def _tests_once(self) -> Self:
+        if self.test is not None and self.test_fraction is not None:
+            raise ValueError("set test or test_fraction: rows to test on come from one of them")
+        return self
 
     def files(self) -> dict[str, Path]:
         """The files, by field."""
@@ -82,7 +102,9 @@ class TextData(Settings):
             frame = read_table(path, self.format)
             columns = find_columns(frame, str(path), self.text, self.text_pair, self.label)
             taken[name] = take_examples(frame, columns, str(path))
-        train = taken["train"]
+        train, where = taken["train"], str(self.train)
+        if self.test_fraction is not None:
+            train, taken["test"] = split_examples(train, self.test_fraction, where, "data.test")
         if "dev" not in taken:
-            train, taken["dev"] = split_examples(train, self.dev_fraction, str(self.train))
+            train, taken["dev"] = split_examples(train, self.dev_fraction, where, "data.dev")
         return train, taken["dev"], taken.get("test")

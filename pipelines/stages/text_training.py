@@ -223,7 +223,7 @@ class TextTrainingStage(Stage):
             "perf/samples_per_second": state.samples / state.seconds,
         }
         if test is not None:
-            rows = encoded(test, self.data.test)
+            rows = encoded(test, self.data.test or self.data.train)
             logits = predict_text(model, rows.text, 2 * self.batch_size, bf16=recipe.bf16)
             classes = None if labels.classes is None else labels.num_outputs
             measured = measure_text(logits, rows.labels, classes)

@@ -137,8 +137,16 @@ def take_examples(frame: pd.DataFrame, columns: Columns, where: str) -> Examples
     )
 
 
-def split_examples(examples: Examples, fraction: float, where: str) -> tuple[Examples, Examples]:
+def split_examples(
+    examples: Examples, fraction: float, where: str, field: str
+) -> tuple[Examples, Examples]:
     """Return the other rows, and a ``fraction`` of them drawn once and for all.
+
+    Args:
+        examples: to draw from.
+        fraction: of them, more than 0 and less than 1.
+        where: the file they are from, for messages.
+        field: the setting of a file that makes drawing needless, for messages.
 
     Raises:
         ValueError: there are too few; ``where`` begins the message.
@@ -146,7 +154,7 @@ def split_examples(examples: Examples, fraction: float, where: str) -> tuple[Exa
     count = round(fraction * len(examples))
     if not 0 < count < len(examples):
         raise ValueError(
-            f"{where}: {fraction:g} of {len(examples)} rows cannot be set apart; give data.dev"
+            f"{where}: {fraction:g} of {len(examples)} rows cannot be set apart; give {field}"
         )
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
     return examples.take(sorted(order[count:])), examples.take(sorted(order[:count]))

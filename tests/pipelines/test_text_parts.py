@@ -9,6 +9,7 @@ import pytest
 import torch
 from sklearn import metrics as sklearn
 
+from dqrm.pipelines.stages.text_data import TextData
 from dqrm.pipelines.text.quality import measure_text
 from dqrm.pipelines.text.tables import (
     Labels,
@@ -90,10 +91,28 @@ def test_columns_and_labels():
 def test_rows_set_apart_are_the_same_every_time():
     frame = pd.DataFrame({"text": [f"t{n}" for n in range(50)], "label": range(50)})
     examples = take_examples(frame, find_columns(frame, "t"), "t")
-    train, dev = split_examples(examples, 0.1, "t")
+    train, dev = split_examples(examples, 0.1, "t", "data.dev")
     assert len(dev) == 5
     assert sorted([*train.text, *dev.text]) == sorted(frame.text)
-    assert split_examples(examples, 0.1, "t")[1].text == dev.text
+    assert split_examples(examples, 0.1, "t", "data.dev")[1].text == dev.text
     assert [f"t{label}" for label in dev.labels] == dev.text
     with pytest.raises(ValueError, match=r"give data\.dev"):
-        split_examples(examples, 0.001, "t")
+        split_examples(examples, 0.001, "t", "data.dev")
+
+
+def test_rows_to_test_on_are_drawn_before_those_to_select_on():
+    frame = pd.DataFrame({"text": [f"t{n}" for n in range(100)], "label": [0, 1] * 50})
+    frame.to_csv("all.csv", index=False)
+    data = TextData(train=Path("all.csv"), test_fraction=0.2, dev_fraction=0.1)
+    train, dev, test = data.read()
+    assert (len(train), len(dev), len(test)) == (72, 8, 20)
+    assert sorted([*train.text, *dev.text, *test.text]) == sorted(frame.text)
+    assert data.read()[2].text == test.text
+    smaller = TextData(train=Path("all.csv"), test_fraction=0.2, dev_fraction=0.5)
+    assert smaller.read()[2].text == test.text
+    assert "test_fraction" in data.model_dump()
+    assert "test_fraction" not in TextData(train=Path("all.csv")).model_dump()
+    with pytest.raises(ValueError, match=r"all\.csv: 0\.001 of 100 rows .* give data\.test"):
+        TextData(train=Path("all.csv"), test_fraction=0.001).read()
+    with pytest.raises(ValueError, match="set test or test_fraction"):
+        TextData(train=Path("all.csv"), test=Path("all.csv"), test_fraction=0.1)

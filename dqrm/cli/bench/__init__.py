@@ -31,6 +31,10 @@ _COMMANDS = {
         "Time the exchange and training steps of ranks on machines of their own.",
     ),
     "train": ("dqrm.cli.bench.train:train", "Time whole training steps beside those of peers."),
+    "transformers": (
+        "dqrm.cli.bench.transformers:transformers",
+        "Compress transformers by every shipped recipe, beside the uncompressed model.",
+    ),
 }
 
 

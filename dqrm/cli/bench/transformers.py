@@ -1,0 +1,224 @@
+"""``dqrm bench transformers``: what compression costs transformers."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dqrm.cli.bench.seeds import seeds_option
+from dqrm.cli.framework import DqrmCommand
+from dqrm.cli.text import bytes_text, table
+
+if TYPE_CHECKING:
+    from dqrm.pipelines.study.merge import StudySettings
+    from dqrm.pipelines.study.run import Measured, Trial
+    from dqrm.pipelines.study.table import Row, Spread
+
+_EXAMPLES = [
+    ("dqrm bench transformers --data glue", "all tasks and recipes with three seeds"),
+    (
+        "dqrm bench transformers --data glue --tasks sst2 --recipes zeroquant,prune --seeds 0",
+        "what needs no training but the fine-tuning",
+    ),
+    ("dqrm bench transformers --data glue --dry-run", "what is complete, and its table"),
+    (
+        "dqrm bench transformers --data glue --json glue.json --plots plots",
+        "with everything measured and a picture",
+    ),
+]
+_DOING = {"complete": "complete", "go on": "cut off", "run": "-"}
+
+
+class _Chosen(click.ParamType[tuple[str, ...], str]):
+    """Names by commas; which there are is only known when the command runs."""
+
+    name = "name,name..."
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Refuse none at all and the same one twice."""
+        names = tuple(part.strip() for part in str(value).split(","))
+        if not all(names) or len(set(names)) < len(names):
+            self.fail(f"{value!r}: give different names, by commas", param, ctx)
+        return names
+
+
+@click.command("transformers", cls=DqrmCommand, examples=_EXAMPLES)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder of GLUE's files: sst2_train.tsv.gz, sst2_dev.tsv.gz, ... (.tsv as well).",
+)
+@click.option(
+    "--tasks", type=_Chosen(), default="sst2,cola,mrpc,stsb", show_default=True, help="GLUE tasks."
+)
+@click.option(
+    "--recipes", type=_Chosen(), help="The part behind sst2- of `dqrm pipeline ls`; all by default."
+)
+@seeds_option()
+@click.option("--model", metavar="FOLDER|package:NAME", help="Another encoder than the recipes'.")
+@click.option(
+    "--max-steps",
+    type=click.IntRange(min=1),
+    help="Train no longer, schedules as much shorter; to try the command.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("runs/transformers"),
+    show_default=True,
+    help="Folder of the pipelines, one for each task and seed.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Threads; the free cores by default.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), help="Write all that was measured."
+)
+@click.option(
+    "--plots",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Write quality.png, quality against size, into this folder.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what is complete, run nothing.")
+@click.option("--no-track", is_flag=True, help="Do not record the pipelines in MLflow.")
+def transformers(
+    data: Path,
+    tasks: tuple[str, ...],
+    recipes: tuple[str, ...] | None,
+    seeds: tuple[int, ...],
+    model: str | None,
+    max_steps: int | None,
+    output: Path,
+    threads: int | None,
+    json_file: Path | None,
+    plots: Path | None,
+    dry_run: bool,
+    no_track: bool,
+) -> int:
+    """Compress transformers by every shipped recipe, beside the uncompressed model.
+
+    For each task and seed the recipes are stages of one pipeline: B, the fine-tuned model, is
+    trained once, and what was complete before is not run again. Models are selected on rows of the
+    training file; GLUE's dev file is measured once, as test (MRPC, here without one, sets training
+    rows apart). The figures of an arm are those of its packed model: quality on the test rows as
+    mean and standard deviation over seeds, in hundredths, and the difference to B with the same
+    seed; bytes of the encoder on the disk; minutes of its stage; and how many times faster a
+    sentence of 64 tokens is than with B on one thread. Every arm is kept in FP32 and packed, for
+    each task and seed.
+    """
+    from dqrm.pipelines.study.merge import StudySettings, recipe_names
+    from dqrm.pipelines.study.tasks import TASKS
+    from dqrm.runtime import prepare_threads
+
+    prepare_threads(threads)
+    chosen = recipes or recipe_names()
+    _require_known("--tasks", tasks, tuple(TASKS))
+    _require_known("--recipes", chosen, recipe_names())
+    settings = StudySettings(
+        data=data,
+        tasks=tasks,
+        recipes=chosen,
+        seeds=seeds,
+        output=output,
+        model=model,
+        max_steps=max_steps,
+        threads=threads,
+        track=not no_track,
+    )
+    from dqrm.pipelines.study.run import check_trials, measured, run_trials, trials
+
+    planned = trials(settings)
+    interrupted = None
+    if dry_run:
+        click.echo(_overview(planned))
+        click.echo()
+    else:
+        from dqrm.cli.progress import ProgressDisplay
+
+        check_trials(planned)
+        with ProgressDisplay() as display:
+            interrupted = run_trials(planned, display.show)
+    found = [result for trial in planned for result in measured(trial)]
+    _tell(settings, found, json_file, plots)
+    if interrupted is None:
+        return 0
+    click.echo("interrupted; the same command goes on", err=True)
+    return 128 + interrupted
+
+
+def _require_known(option: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise click.UsageError(f"{option} {name}: must be among {', '.join(known)}")
+
+
+def _overview(planned: "list[Trial]") -> str:
+    """How far everything is: a line an arm, a column a task and seed."""
+    from dqrm.pipelines.study.run import states
+
+    columns = [states(trial) for trial in planned]
+    header = ("", *(f"{trial.task} {trial.seed}" for trial in planned))
+    lines = [(label, *(_DOING[column[label]] for column in columns)) for label in columns[0]]
+    return table(header, lines, left=len(header))
+
+
+def _tell(
+    settings: "StudySettings",
+    found: "list[Measured]",
+    json_file: Path | None,
+    plots: Path | None,
+) -> None:
+    from dqrm.pipelines.study.table import rows
+
+    compared = rows(found, settings.tasks)
+    if json_file is not None:
+        from dqrm.data.files import write_json
+        from dqrm.tracking.environment import environment_tags
+
+        record = {
+            "environment": environment_tags(),
+            "settings": asdict(settings),
+            "rows": [asdict(row) for row in compared],
+            "measured": [asdict(result) for result in found],
+        }
+        write_json(json_file, json.loads(json.dumps(record, default=str)))
+    if not compared:
+        click.echo("nothing is complete yet")
+        return
+    if plots is not None:
+        from dqrm.pipelines.study.plots import plot_quality
+
+        plots.mkdir(parents=True, exist_ok=True)
+        plot_quality(compared, settings.tasks, plots / "quality.png")
+    click.echo(_table(compared, settings.tasks))
+
+
+def _table(compared: "list[Row]", tasks: Sequence[str]) -> str:
+    from dqrm.pipelines.study.tasks import TASKS
+
+    header = [""]
+    for task in tasks:
+        header += [f"{TASKS[task].title} {TASKS[task].metric}", "to B"]
+    header += ["encoder", "smaller", "minutes", "x FP32", "x bf16"]
+    lines = []
+    for row in compared:
+        line = [row.arm]
+        for task in tasks:
+            line.append(_spread_text(row.quality.get(task), ""))
+            line.append(_spread_text(row.to_baseline.get(task), "+"))
+        line += [bytes_text(row.encoder_bytes), f"{row.times_smaller:.1f}", f"{row.minutes:.1f}"]
+        times = row.times_faster
+        line += [f"{times[name]:.2f}" if name in times else "-" for name in ("fp32", "bf16")]
+        lines.append(line)
+    return table(header, lines)
+
+
+def _spread_text(spread: "Spread | None", sign: str) -> str:
+    if spread is None:
+        return "-"
+    mean = f"{spread.mean:{sign}.2f}"
+    return mean if spread.deviation is None else f"{mean} +- {spread.deviation:.2f}"

@@ -1,0 +1,163 @@
+"""`dqrm bench transformers` on tasks and a model made here."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from dqrm.pipelines.study import merge
+from dqrm.pipelines.study.merge import StudySettings, merged_pipeline, recipe_names
+from dqrm.pipelines.study.run import Measured
+from dqrm.pipelines.study.table import LATENCY, rows
+from dqrm.pipelines.study.tasks import TASKS
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+SHORT = ("--recipes", "zeroquant,prune", "--max-steps", "8", "--threads", "1", "--no-track")
+
+
+@pytest.fixture(scope="module")
+def glue(tmp_path_factory, sentence_files):
+    """GLUE's files of two tasks, by GLUE's names: one with a file to test on, one without."""
+    import pandas as pd
+
+    folder = tmp_path_factory.mktemp("glue")
+    # Pruning holds 512 rows out.
+    train = pd.concat([pd.read_csv(sentence_files / "train.tsv", sep="\t")] * 3)
+    dev = pd.read_csv(sentence_files / "dev.tsv.gz", sep="\t")
+    train.to_csv(folder / "cola_train.tsv.gz", sep="\t", index=False)
+    dev.to_csv(folder / "cola_dev.tsv", sep="\t", index=False)
+    pairs = {"sentence1": train.sentence, "sentence2": train.sentence[::-1].to_numpy()}
+    frame = pd.DataFrame({**pairs, "label": train.label})
+    frame.to_csv(folder / "mrpc_train.tsv.gz", sep="\t", index=False)
+    return folder
+
+
+def study(**settings):
+    return StudySettings(
+        **({"tasks": ("cola",), "recipes": recipe_names(), "seeds": (0,)} | settings),
+        output=Path("runs"),
+    )
+
+
+def test_recipes_of_a_task_share_one_model_to_begin_with(glue):
+    config, arms = merged_pipeline(study(data=glue), "cola", 3)
+    stages = {stage.key: stage for stage in config.stages}
+    assert next(iter(stages)) == "finetune"
+    assert [stage.stage for stage in config.stages].count("finetune") == 1
+    labels = {arm.label for arm in arms}
+    assert {"moq", "moq qat", "xtc six", "xtc five", "nm admm", "zeroquant w8a8", "prune"} <= labels
+    for arm in arms:
+        assert stages[arm.lowered].model == f"stage:{arm.key}"
+        assert stages[arm.key].seed == 3
+        assert stages[arm.key].max_length == TASKS["cola"].max_length
+        assert stages[arm.key].data.test == glue / "cola_dev.tsv"
+    assert stages["xtc-five"].model == "stage:xtc-six"
+    assert stages["xtc-five"].distill.teacher == "stage:finetune"
+    assert stages["moq"].select_by == "matthews"
+    assert stages["prune-lowered"].target == "fp32"
+    assert stages["moq-lowered"].target == "int8"
+    fewer, _ = merged_pipeline(study(data=glue, recipes=("nm",)), "cola", 3)
+    of_nm = [stage for stage in config.stages if stage.key in {s.key for s in fewer.stages}]
+    assert list(fewer.stages) == of_nm, "a stage does not depend on the other recipes"
+
+
+def test_shorter_training_has_shorter_schedules(glue):
+    short, _ = merged_pipeline(study(data=glue, max_steps=80), "mrpc", 0)
+    whole, _ = merged_pipeline(study(data=glue), "mrpc", 0)
+    stages, before = ({s.key: s for s in c.stages} for c in (short, whole))
+    assert stages["moq"].max_steps == 80
+    share = 80 / before["moq"].max_steps
+    schedule = before["moq"].transforms[0].schedule
+    assert stages["moq"].transforms[0].schedule.period == schedule.period * share
+    assert stages["nm-admm"].transforms[0].updates == 1
+    assert before["nm-admm"].transforms[0].updates == 12
+    assert stages["zeroquant-w48-lkd"].steps == 80
+    assert before["moq"].data.test_fraction == TASKS["mrpc"].test_fraction
+
+
+def result(arm, task, seed, accuracy, size=100, times=None):
+    quality = {TASKS[task].metric: accuracy}
+    latency = {} if times is None else {LATENCY: times}
+    return Measured(arm, task, seed, quality, quality, size, 60.0, latency)
+
+
+def test_the_table_pairs_seeds():
+    times = {"lowered_ms": 2.0, "times_fp32": 3.0, "times_bf16": 1.5}
+    base, arm = rows(
+        [
+            result("B", "sst2", 0, 0.90, 400),
+            result("x", "sst2", 0, 0.89, times=times),
+            result("B", "sst2", 1, 0.92, 400),
+            result("x", "sst2", 1, 0.92, times=times),
+            result("x", "sst2", 2, 0.50, times=times),
+            result("B", "cola", 0, 0.40, 400),
+        ],
+        ("sst2", "cola", "mrpc"),
+    )
+    assert base.arm == "B"
+    assert base.quality["sst2"].mean == pytest.approx(91.0)
+    assert base.quality["cola"].deviation is None
+    assert base.to_baseline == {}
+    assert arm.quality.keys() == {"sst2"}
+    assert arm.quality["sst2"].seeds == 3
+    assert arm.to_baseline["sst2"].seeds == 2
+    assert arm.to_baseline["sst2"].mean == pytest.approx(-0.5)
+    assert arm.to_baseline["sst2"].deviation == pytest.approx(statistics.stdev([-1.0, 0.0]))
+    assert arm.times_smaller == 4.0
+    assert arm.times_faster == {"fp32": pytest.approx(3.0), "bf16": pytest.approx(1.5)}
+    assert rows([result("x", "sst2", 0, 0.9)], ("sst2",)) == []
+
+
+def test_the_command_runs_what_is_not_complete(dqrm, glue, bert_of_six, monkeypatch):
+    monkeypatch.setitem(merge._LATENCY, "seconds", 0.02)
+    begin = ("bench", "transformers", "--data", glue, "--model", bert_of_six, *SHORT)
+    first = (*begin, "--tasks", "cola", "--seeds", "0")
+    before = dqrm(*first, "--dry-run")
+    assert before.exit_code == 0, before.stderr
+    assert "nothing is complete yet" in before.stdout
+    assert not Path("runs").exists()
+
+    done = dqrm(*first)
+    assert done.exit_code == 0, done.stderr
+    header, base, *others = done.stdout.splitlines()
+    assert header.split()[:5] == ["CoLA", "matthews", "to", "B", "encoder"]
+    assert base.split()[0] == "B"
+    assert {line.split("  ")[0] for line in others} == {
+        *("zeroquant w8a8", "zeroquant w48", "zeroquant w48-lkd", "prune")
+    }
+    trained = Path("runs/transformers/cola-0/stages/finetune/stage.json")
+    written = trained.stat().st_mtime_ns
+
+    both = (*begin, "--tasks", "cola,mrpc", "--seeds", "0")
+    half = dqrm(*both, "--dry-run")
+    lines = {line.split("  ")[0]: line.split()[-2:] for line in half.stdout.splitlines() if line}
+    assert lines["prune"] != ["complete", "-"], "the last line of that name is the table's"
+    assert half.stdout.count("complete") == 5
+    again = dqrm(*both, "--json", "all.json", "--plots", "plots")
+    assert again.exit_code == 0, again.stderr
+    assert trained.stat().st_mtime_ns == written
+    assert Path("plots/quality.png").stat().st_size > 10_000
+    record = json.loads(Path("all.json").read_text())
+    assert {(m["arm"], m["task"]) for m in record["measured"]} >= {("B", "mrpc"), ("prune", "cola")}
+    by_arm = {row["arm"]: row for row in record["rows"]}
+    assert by_arm["B"]["times_smaller"] == 1.0
+    assert by_arm["zeroquant w8a8"]["times_smaller"] > 2
+    assert by_arm["prune"]["to_baseline"].keys() == {"cola", "mrpc"}
+    assert by_arm["prune"]["times_faster"].keys() == {"fp32", "bf16"}
+
+
+def test_faults_are_told_before_anything_runs(dqrm, glue, bert_of_six):
+    begin = ("bench", "transformers", "--data", glue, *SHORT)
+    for more, message in (
+        (("--tasks", "qnli"), "--tasks qnli: must be among sst2, cola, mrpc, stsb"),
+        (("--tasks", "sst2"), "there is no sst2_train.tsv.gz or sst2_train.tsv"),
+        (("--tasks", "cola", "--model", "absent"), "CoLA, finetune.model: absent: no such folder"),
+        (("--tasks", "cola", "--recipes", "moq,magic"), "--recipes magic: must be among moq"),
+        (("--tasks", "cola,cola"), "give different names"),
+    ):
+        done = dqrm(*begin, *more)
+        assert done.exit_code == 2, more
+        assert message in done.stderr
+    assert not Path("runs").exists()
