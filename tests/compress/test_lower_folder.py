@@ -1,7 +1,9 @@
 """Folders of lowered models: read by transformers, equal to what was compressed."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from dqrm.compress.lower.folder import (
 from dqrm.compress.lower.modules import CodeEmbedding, Int8Linear
 from dqrm.compress.report import account
 from dqrm.compress.transforms.activations import attach_activation_quantizer
+from dqrm.kernels.int8 import code_stack_reference
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
@@ -99,6 +102,12 @@ def folder(mixed, tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def tiny_bert_tokenizer():
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fine", "film", "dull", "one"]
+    return transformers.BertTokenizerFast(vocab={word: n for n, word in enumerate(words)})
+
+
 def load(folder, target=None):
     from dqrm.compress.lower.hf import load_lowered
 
@@ -131,6 +140,40 @@ def test_integers_and_bf16_are_near_it(mixed, folder):
     kinds = {type(integers.get_submodule(name)) for name in pack_model(mixed)}
     assert kinds == {Int8Linear, CodeEmbedding, nn.Linear}
     assert integers.bert.encoder.layer[0].attention.self.query.shared is not None
+
+
+class Reference(nn.Module):
+    """An integer layer by its definition, in torch's operators."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer.layer()
+
+    def forward(self, x):
+        rows = code_stack_reference(x.reshape(-1, x.shape[-1]), [self.layer])
+        return rows.view(*x.shape[:-1], -1)
+
+
+def test_integer_layers_are_their_definition_bit_for_bit(folder):
+    integers = load(folder)
+    defined = load(folder)
+    for name, module in list(defined.named_modules()):
+        if isinstance(module, Int8Linear):
+            defined.set_submodule(name, Reference(module))
+    with torch.no_grad():
+        assert torch.equal(integers(**inputs()).logits, defined(**inputs()).logits)
+
+
+def test_the_readmes_lines_read_it(folder, tiny_bert_tokenizer):
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    (lines,) = re.findall(r"```python\n(from dqrm.compress.lower.hf.*?)```", text, re.DOTALL)
+    named = "runs/sst2-zeroquant/stages/w8a8-lowered/model"
+    assert named in lines
+    tiny_bert_tokenizer.save_pretrained(folder)
+    found = {}
+    exec(lines.replace(named, str(folder)), found)
+    assert found["probabilities"].shape == (2, 3)
+    torch.testing.assert_close(found["probabilities"].sum(-1), torch.ones(2))
 
 
 def test_transformers_reads_it_after_one_import(mixed, folder):

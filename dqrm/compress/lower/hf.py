@@ -116,7 +116,7 @@ class _Packed(nn.Module):
         return build_linear(codes, record, self.bias, target)
 
 
-def load_lowered(folder: Path, target: Target | None = None) -> Any:
+def load_lowered(folder: str | Path, target: Target | None = None) -> Any:
     """Read a lowered model as what it was saved as, in evaluation mode.
 
     Args:
