@@ -326,8 +326,18 @@ def test_joint_needs_a_grid():
 def test_a_state_of_another_model_is_refused():
     state = Training(CASES["admm"]()).compression.state_dict()
     for case in ("moq", "one-shot", "everything"):
-        with pytest.raises((ValueError, KeyError)):
+        with pytest.raises(ValueError, match="state"):
             Training(CASES[case]()).compression.load_state_dict(state)
+
+
+def test_masks_of_some_modules_alone_are_refused():
+    for case in ("one-shot", "sr-ste"):
+        state = Training(CASES["one-shot"]()).compression.state_dict()
+        del state["0.layers.1.mask"]
+        with pytest.raises(ValueError, match="masks of the state"):
+            Training(CASES[case]()).compression.load_state_dict(state)
+    with pytest.raises(ValueError, match="masks of the state"):
+        Training(CASES["one-shot"]()).compression.load_state_dict({})
 
 
 def test_a_weight_that_is_not_finite_cannot_be_frozen():

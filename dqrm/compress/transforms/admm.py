@@ -171,6 +171,8 @@ class Admm(Sparsify):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from masks, Z, U and residuals."""
         rest = dict(state)
+        if "residuals" not in rest:
+            raise ValueError("the state is none of ADMM: it has no residuals")
         self._residuals = rest.pop("residuals").clone()
         parts = {".z": self._z, ".u": self._u}
         for part in parts.values():

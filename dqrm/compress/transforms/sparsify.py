@@ -112,14 +112,15 @@ class Sparsify(Transform):
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on with the masks of ``state``."""
-        for key, value in state.items():
-            name, _, what = key.rpartition(".")
-            if what != "mask" or name not in self._steps:
-                raise ValueError(f"{key} is no state of {type(self).__name__} of these modules")
-            self._steps[name].mask = value.clone()
-            self._factors.pop(name, None)
-            self._steps[name].dynamic = False
+        """Go on with the masks of ``state``: of all modules, or of none while they are searched."""
+        wanted = {f"{name}.mask" for name in self._steps}
+        if state.keys() != wanted and (state or self.search_steps == 0):
+            raise ValueError(f"the masks of the state are not those of {self.pattern} here")
+        for name, step in self._steps.items():
+            if state:
+                step.mask = state[f"{name}.mask"].clone()
+                step.dynamic = False
+        self._factors.clear()
 
 
 class OneShot(Sparsify):
