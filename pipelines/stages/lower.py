@@ -79,7 +79,7 @@ class LowerStage(Stage):
         return digests
 
     def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
-        """A missing package, model, file or column."""
+        """A missing package, model, file or column, and buckets longer than a model can take."""
         from dqrm.pipelines.text.library import missing_reason
 
         found = []
@@ -92,7 +92,19 @@ class LowerStage(Stage):
                     outside_model(reference)
             except (OSError, ValueError) as error:
                 found.append(Problem(name, str(error)))
-        return [*found, *self.data.problems()]
+        found += self.data.problems()
+        if found:
+            return found
+        from dqrm.pipelines.text.latency import check_buckets
+
+        for reference in (self.model, self.compare):
+            model = None if reference is None else skeleton_of(reference, earlier)
+            try:
+                if model is not None:
+                    check_buckets(model, self.buckets)
+            except ValueError as error:
+                return [Problem("buckets", str(error))]
+        return []
 
     def skeleton(self, earlier: Mapping[str, Stage]) -> Any:
         """That of the model it takes."""

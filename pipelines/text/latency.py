@@ -23,9 +23,7 @@ def check_buckets(model: Any, buckets: Sequence[Bucket]) -> None:
     longest = getattr(model.config, "max_position_embeddings", None)
     for _, tokens in buckets:
         if longest is not None and tokens > longest:
-            raise ValueError(
-                f"a bucket of {tokens} tokens: the model takes up to {longest}; set buckets"
-            )
+            raise ValueError(f"a bucket of {tokens} tokens: the model takes up to {longest}")
 
 
 def uncompressed(model: Any, compiled: bool) -> dict[str, Callable[..., object]]:

@@ -141,9 +141,9 @@ def test_faults(file, dqrm):
         assert done.exit_code == 2, override
         assert message in done.stderr
     short = ["stages.finetune.max_steps=1", "stages.compress.max_steps=1"]
-    wrong = dqrm("pipeline", "run", path, *short, "stages.lower.buckets=[[1,65]]")
+    wrong = dqrm("pipeline", "validate", path, "stages.lower.buckets=[[1,65]]")
     assert wrong.exit_code == 2
-    assert "a bucket of 65 tokens: the model takes up to 64" in wrong.stderr
+    assert "buckets: a bucket of 65 tokens: the model takes up to 64" in wrong.stderr
     nothing = dqrm("pipeline", "run", path, *short, "stages.lower.model=stage:finetune")
     assert nothing.exit_code == 2
     assert "target=int8: nothing of stage:finetune is compressed" in nothing.stderr
