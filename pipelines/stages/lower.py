@@ -110,6 +110,14 @@ class LowerStage(Stage):
         """That of the model it takes."""
         return skeleton_of(self.model, earlier)
 
+    def plan(self, earlier: Mapping[str, Stage]) -> list[tuple[str, str]]:
+        """What runs, and what is timed."""
+        batches = ", ".join(f"{rows} x {tokens}" for rows, tokens in self.buckets)
+        return [
+            ("target", self.target),
+            ("timed", f"{batches} tokens, {self.seconds:g} s each by number of threads"),
+        ]
+
     def run(self, context: StageContext) -> dict[str, float]:
         """Pack, read back, measure."""
         from dqrm.compress.grids.records_file import load_records

@@ -140,6 +140,8 @@ def test_faults(file, dqrm):
         done = dqrm("pipeline", "validate", path, override)
         assert done.exit_code == 2, override
         assert message in done.stderr
+    plan = dqrm("pipeline", "run", path, "--dry-run")
+    assert "1 x 16, 4 x 32 tokens" in plan.stdout
     short = ["stages.finetune.max_steps=1", "stages.compress.max_steps=1"]
     wrong = dqrm("pipeline", "validate", path, "stages.lower.buckets=[[1,65]]")
     assert wrong.exit_code == 2
