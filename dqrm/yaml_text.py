@@ -134,6 +134,11 @@ def dump_value(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
+def dump_document(tree: dict[str, Any]) -> str:
+    """A file of keys, in their order, that reads back as the same under YAML 1.1 and 1.2."""
+    return yaml.dump(tree, Dumper=_QuotingDumper, sort_keys=False)
+
+
 def _collect_lines(
     node: yaml.Node, path: Path, lines: dict[Path, int], open_nodes: set[int]
 ) -> None:

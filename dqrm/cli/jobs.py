@@ -13,6 +13,7 @@ from dqrm.cli.text import seconds_text, table
 
 if TYPE_CHECKING:
     from dqrm.pipelines.jobs.config import Job, JobsFile
+    from dqrm.pipelines.jobs.export import Target
     from dqrm.pipelines.jobs.state import JobFolder
 
 
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
         "resume": ("dqrm.cli.jobs:resume", "Let the schedule start a paused job again."),
         "history": ("dqrm.cli.jobs:history", "List the runs of a job."),
         "logs": ("dqrm.cli.jobs:logs", "Print what a run of a job wrote."),
+        "export": (
+            "dqrm.cli.jobs:export",
+            "Write files for cron, systemd or Kubernetes to start the jobs.",
+        ),
     },
     help="Run pipelines and commands on a schedule.",
 )
@@ -266,6 +271,59 @@ def logs(name: str, file: Path, date: str | None) -> None:
     with path.open("rb") as stream:
         for line in stream:
             click.echo(line, nl=False)
+
+
+@click.command(
+    "export",
+    cls=DqrmCommand,
+    examples=[
+        ("dqrm jobs export --to cron", "lines for `crontab -e`"),
+        ("dqrm jobs export --to systemd -o ~/.config/systemd/user", "a timer and a service a job"),
+        ("dqrm jobs export --to k8s --image registry/dqrm:1 --claim clicks", "a CronJob a job"),
+    ],
+)
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@_file_option()
+@click.option(
+    "--to", type=click.Choice(["cron", "systemd", "k8s"]), required=True, help="Who starts them."
+)
+@click.option("--image", help="Container image with dqrm in it (k8s).")
+@click.option("--claim", help="Volume claim that holds the folder of the file of jobs (k8s).")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the files; printed without it.",
+)
+def export(
+    names: tuple[str, ...],
+    file: Path,
+    to: "Target",
+    image: str | None,
+    claim: str | None,
+    output: Path | None,
+) -> None:
+    """Write files for cron, systemd or Kubernetes to start the jobs.
+
+    They call `dqrm jobs run`, which keeps the lock, the retries, the gate and the record.
+    """
+    from dqrm.pipelines.jobs.config import find_job
+    from dqrm.pipelines.jobs.export import Place
+    from dqrm.pipelines.jobs.export import export as exported
+
+    loaded = _loaded(file)
+    chosen = {name: find_job(loaded, name) for name in names or loaded.jobs}
+    files = exported(chosen, to, Place(file.absolute(), image, claim))
+    if output is None:
+        separator = "---\n" if to == "k8s" else "\n"
+        named = to == "systemd"
+        texts = [f"# {name}\n{text}" if named else text for name, text in files.items()]
+        click.echo(separator.join(texts), nl=False)
+        return
+    output.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (output / name).write_text(text, encoding="utf-8")
+        click.echo(output / name)
 
 
 def _loaded(file: Path) -> "JobsFile":

@@ -76,6 +76,8 @@ def start_tracker(
     if not config.enabled or os.environ.get("RANK", "0") != "0":
         return NullTracker()
     uri = resolve_uri(config.uri)
+    # Taken in any case, or the next run of this process, a stage of a pipeline, would be given it.
+    run_of_parent = _run_id_of_parent()
     before = recorded_run(run_dir)
     if run_id is None and before and (before.uri, before.run_name) == (uri, run_name):
         run_id = before.run_id
@@ -83,7 +85,7 @@ def start_tracker(
         uri=uri,
         experiment=experiment_name(config.experiment),
         run_name=run_name,
-        run_id=run_id or _run_id_of_parent(),
+        run_id=run_id or run_of_parent,
         description=description,
     )
     spool = Spool.open(run_dir, header)

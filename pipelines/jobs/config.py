@@ -7,7 +7,7 @@
         overrides: ["stages.train.settings.data.path=data/{{ yesterday }}"]
         timeout: 4h
         retries: {times: 2, wait: 5m}
-        gate: {metric: train/test_auc, at_least: 0.79}
+        gate: {metric: train/test/auc, at_least: 0.79}
         on_failure: {webhook: "https://chat.example.org/hook"}
 
 Paths in it, and the folder of MLflow's default store, are relative to the folder of the file, as
@@ -50,7 +50,7 @@ class Gate(Settings):
     """What a metric of the run must reach; a run that does not reach it has failed."""
 
     metric: str
-    """Name in MLflow, such as train/test_auc."""
+    """Name in MLflow, such as train/test/auc."""
 
     at_least: float | None = None
     """Least value that is good enough."""

@@ -14,6 +14,7 @@ from dqrm.pipelines.jobs.state import Event, JobFolder, Running
 from dqrm.tracking.base import Status
 from dqrm.tracking.config import TrackingConfig
 from dqrm.tracking.errors import StoreError
+from dqrm.tracking.spool import FOLDER as SPOOL
 from dqrm.tracking.tracker import recorded_run, start_tracker
 from dqrm.tracking.uri import DEFAULT_URI, experiment_name, resolve_uri, sqlite_file
 from dqrm.yaml_text import dump_value
@@ -121,10 +122,13 @@ def tracking_beside(config: TrackingConfig, base: Path) -> TrackingConfig:
 
 
 def settle(folder: JobFolder, run: str, status: Status) -> None:
-    """End the MLflow run of a run whose process was killed, as far as its store answers."""
+    """End the MLflow run of a run whose process was killed, as far as its store answers.
+
+    Nothing is done for one whose records are all in the store.
+    """
     run_dir = folder.run_dir(run)
     recorded = recorded_run(run_dir)
-    if recorded is None:
+    if recorded is None or not (run_dir / SPOOL).is_dir():
         return
     config = TrackingConfig(uri=recorded.uri, experiment=recorded.experiment, system_metrics=False)
     try:

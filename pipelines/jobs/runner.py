@@ -91,6 +91,7 @@ def _begin(folder: JobFolder, moment: datetime, clock: Clock) -> Running:
     with folder.changing() as state:
         before = state.running
         name = _free_name(state, moment)
+        last = next((event for event in reversed(state.events) if event.run), None)
         again = before is not None and before.run == name
         if before is not None and not again:
             state.events.append(
@@ -105,6 +106,8 @@ def _begin(folder: JobFolder, moment: datetime, clock: Clock) -> Running:
             log.warning("killed %d processes that %s left running", left, before.run)
         if not again:
             settle(folder, before.run, "KILLED")
+    if last is not None and last.run and last.run != running.run:
+        settle(folder, last.run, STATUS[last.outcome])
     return running
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from apscheduler.triggers.cron import CronTrigger
 
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
-_MONTHS = (*("jan", "feb", "mar", "apr", "may", "jun"), *("jul", "aug", "sep", "oct", "nov", "dec"))
+MONTHS = (*("jan", "feb", "mar", "apr", "may", "jun"), *("jul", "aug", "sep", "oct", "nov", "dec"))
 _FIELDS = ("minute", "hour", "day of month", "month", "day of week")
 _BOUNDS = {
     "minute": (0, 59),
@@ -167,7 +167,7 @@ def _check_part(field: str, part: str) -> None:
 def _number(field: str, text: str) -> int:
     if text.isdecimal():
         return int(text)
-    names = {"month": _MONTHS, "day of week": WEEKDAYS}.get(field, ())
+    names = {"month": MONTHS, "day of week": WEEKDAYS}.get(field, ())
     if text not in names:
         raise ValueError(f"{field}: {text} is not understood")
     return names.index(text) + (1 if field == "month" else 0)

@@ -115,6 +115,7 @@ class _Server:
         self.children: dict[str, _Child] = {}
         self.failed_starts: dict[str, int] = {}
         self.not_before: dict[str, float] = {}
+        self.faults: dict[str, str] = {}
         self.faulty = False
         self.stamp = self._stamp()
 
@@ -123,7 +124,7 @@ class _Server:
         while self.stop.signal is None:
             self._reload()
             for name, job in self.jobs.jobs.items():
-                self._serve_job(name, job)
+                self._guarded(name, job)
             time.sleep(self._sleep())
         self._stop_children()
         return self.stop.signal
@@ -150,6 +151,16 @@ class _Server:
             return
         self.jobs, self.faulty = jobs, False
         log.info("read %s again: %s", self.file, ", ".join(jobs.jobs))
+
+    def _guarded(self, name: str, job: Job) -> None:
+        """Keep what is wrong with one job from the others."""
+        try:
+            self._serve_job(name, job)
+            self.faults.pop(name, None)
+        except (OSError, ValueError) as error:
+            if self.faults.get(name) != str(error):
+                log.error("%s: %s", name, error)
+            self.faults[name] = str(error)
 
     def _serve_job(self, name: str, job: Job) -> None:
         folder = JobFolder(self.jobs.folder / name)

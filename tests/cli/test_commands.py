@@ -50,7 +50,7 @@ def test_the_commands_are_these() -> None:
         *("bench accuracy", "bench prepare", "bench exactness", "bench replicas"),
         *("bench kernels", "bench train", "bench exchange", "bench network"),
         *("jobs validate", "jobs list", "jobs run", "jobs serve", "jobs pause", "jobs resume"),
-        *("jobs history", "jobs logs"),
+        *("jobs history", "jobs logs", "jobs export"),
         "bench transformers",
         *("ui", "doctor", "tracking sync", "completion"),
         *("pipeline run", "pipeline validate", "pipeline ls", "pipeline import", "profile"),

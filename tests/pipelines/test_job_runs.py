@@ -186,6 +186,46 @@ def test_one_at_a_time_and_a_killed_run_frees_the_job(dqrm, processes):
     assert outcomes("two") == ["succeeded"] * 2
 
 
+def test_a_run_outlives_its_server_and_is_begun_again_when_it_dies(processes):
+    write_jobs(one={"command": python(WAITING), "grace": "100d", "overlap": "queue"})
+    clock = rehearsal(86400)
+    server = processes("serve", **clock)
+    wait_until(Path("began").exists, "it begins")
+    server.kill()
+    server.wait()
+    assert job_folder("one").held(), "the run goes on"
+    server = processes("serve", **clock)
+    first = job_folder("one").read().pending[0]
+    wait_until(lambda: len(job_folder("one").read().pending) > 4, "the new server counts days")
+    assert Path("began").read_text() == "x", "and does not begin it a second time"
+    # Both die: nothing but the state is left.
+    server.kill()
+    server.wait()
+    for process in psutil.process_iter():
+        if {"run", str(Path.cwd() / "jobs.yaml")} <= set(command_line(process)):
+            process.kill()
+    wait_until(lambda: not job_folder("one").held(), "it is cut off")
+    server = processes("serve", **clock)
+    wait_until(lambda: Path("began").read_text() == "xx", "it is begun again")
+    state = job_folder("one").read()
+    assert (state.running.scheduled, state.running.starts) == (first, 2)
+    # Asked to stop, it is interrupted, and the next server goes on.
+    server.terminate()
+    assert server.wait(WAIT_SECONDS) == 128 + signal.SIGTERM
+    state = job_folder("one").read()
+    assert (state.running, state.events, state.pending[0]) == (None, [], first)
+    Path("go").touch()
+    processes("serve", **clock)
+    wait_until(lambda: len(days("one")) >= 3, "it is done, and the next ones")
+    assert [day for day, _ in days("one")[:3]] == [moment[5:10] for moment in state.pending[:3]]
+
+
+def command_line(process):
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
 def test_a_signal_interrupts(processes):
     write_jobs(one={"command": python(WAITING)})
     run = processes("run", "one")
@@ -218,6 +258,7 @@ def webhook():
     server.server_close()
 
 
+@pytest.mark.slow
 def test_one_mlflow_run_with_gate_and_webhook(dqrm, webhook, tmp_path, monkeypatch):
     address, posts = webhook
     base = tmp_path / "project"
@@ -269,6 +310,56 @@ def test_one_mlflow_run_with_gate_and_webhook(dqrm, webhook, tmp_path, monkeypat
     assert len(posts) == 2
 
 
+PIPELINE = """\
+threads: 1
+stages:
+  - stage: train
+    settings:
+      data: {{path: {data}, batch_size: 64}}
+      model: {{embedding_dim: 8, bottom_mlp: [16], top_mlp: [16]}}
+      train: {{epochs: 1}}
+      checkpoint: {{every_steps: 20}}
+  - stage: report
+"""
+
+
+@pytest.mark.slow
+def test_a_pipeline_cut_off_goes_on_in_the_same_mlflow_run(clicks_data, dqrm, processes):
+    Path("clicks.yaml").write_text(PIPELINE.format(data=clicks_data.parent / "day"))
+    (clicks_data.parent / "day-2026-02-28").symlink_to(clicks_data)
+    job = {
+        "pipeline": "clicks.yaml",
+        "overrides": [
+            f"stages.train.settings.data.path={clicks_data.parent}/day-{{{{ yesterday }}}}"
+        ],
+        "tracking": {"system_metrics": False, "tags": {"team": "ads"}},
+        "gate": {"metric": "train/test/auc", "at_least": 0.4},
+    }
+    write_jobs(nightly=job)
+    call = ("run", "nightly", "--date", "2026-03-01")
+    run = processes(*call)
+    output = Path("jobs/nightly/runs/20260301T000000Z/output/clicks")
+    wait_until(lambda: list(output.glob("runs/train-*/checkpoints/step-*/state.json")), "it trains")
+    run.kill()
+    run.wait()
+    done = dqrm("jobs", *call)
+    assert done.exit_code == 0, done.output + dqrm("jobs", "logs", "nightly").output
+    assert (output / "stages/report/report.txt").is_file()
+
+    from dqrm.tracking.quiet import import_mlflow
+
+    client = import_mlflow().MlflowClient(f"sqlite:///{Path('mlflow.db').absolute()}")
+    (experiment,) = (e for e in client.search_experiments() if e.name == "dqrm")
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = (run for run in runs if "stage" not in run.data.tags)
+    assert parent.data.tags["dqrm.job"] == "nightly"
+    assert parent.data.tags["dqrm.job.starts"] == "2"
+    assert parent.info.status == "FINISHED"
+    stages = {run.data.tags["stage"]: run for run in runs if "stage" in run.data.tags}
+    assert sorted(stages) == ["report", "train"]
+    assert {r.data.tags["mlflow.parentRunId"] for r in stages.values()} == {parent.info.run_id}
+
+
 def rehearsal(speed):
     return {VARIABLE: f"2026-03-01T12:00:00+00:00 @ {time.time()} x {speed}"}
 
@@ -278,6 +369,7 @@ def days(name):
     return [(event.scheduled[5:10], event.outcome) for event in events]
 
 
+@pytest.mark.slow
 def test_a_week_with_kills_of_server_and_runs(processes):
     """Seven days of half a second to some: each day is run once, whatever is killed."""
     note = """
