@@ -134,7 +134,7 @@ def run(name: str, file: Path, date: str | None) -> int:
         + (f", MLflow run {event.run_id}" if event.run_id else "")
     )
     if event.outcome != "succeeded":
-        click.echo(f"{event.detail}; see: dqrm jobs logs {name}", err=True)
+        click.echo(f"what it wrote: dqrm jobs logs {name} --file {file}", err=True)
     if event.outcome == "interrupted" and result.interrupted is not None:
         return 128 + result.interrupted
     codes = {"succeeded": ExitCode.DONE, "gate not met": ExitCode.GATE_NOT_MET}
