@@ -57,7 +57,7 @@ def recorded_runs():
     return read
 
 
-def make_bert(folder, layers):
+def make_bert(folder, layers, positions=64):
     """A BERT with random weights and a vocabulary of 40 words, made here."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     import torch
@@ -69,7 +69,7 @@ def make_bert(folder, layers):
         num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=64,
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
     )
     torch.manual_seed(0)
     transformers.BertModel(config).save_pretrained(folder)
@@ -88,7 +88,7 @@ def tiny_bert(tmp_path_factory):
 @pytest.fixture(scope="session")
 def bert_of_six(tmp_path_factory):
     """Folder of a BERT of 6 layers, as the shipped recipes take one."""
-    return make_bert(tmp_path_factory.mktemp("models") / "six", 6)
+    return make_bert(tmp_path_factory.mktemp("models") / "six", 6, 128)
 
 
 def sentences(rows, seed):

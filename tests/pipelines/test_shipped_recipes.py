@@ -16,7 +16,7 @@ COMPRESSION = {
 WITHOUT_TRAINING = {"sst2-prune": ("prune",), "sst2-zeroquant": ("w8a8", "w48", "w48-lkd")}
 LOWERED = {
     "sst2-xtc": ("six-lowered", "five-lowered"),
-    "sst2-zeroquant": ("w8a8-lowered", "w48-lowered"),
+    "sst2-zeroquant": ("w8a8-lowered", "w48-lkd-lowered"),
 }
 CENSUS = [f"stages.{name}.settings.train.max_steps=2" for name in ("fp32", "int8", "int4")]
 
