@@ -189,7 +189,7 @@ def test_a_lowered_transformer_counts_what_it_was_made_of(tmp_path, target):
 
 def test_a_pruned_transformer_counts_what_is_left(tmp_path):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    from dqrm.pipelines.text.shapes import keep_units, layer_units, record_shapes
+    from dqrm.compress.lower.shapes import keep_units, layer_units, record_shapes
 
     config = transformers.BertConfig(
         vocab_size=50,
