@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 
 from dqrm.pipelines.jobs.config import Job
-from dqrm.pipelines.jobs.state import Event, JobFolder, Running
+from dqrm.pipelines.jobs.state import Event, JobFolder, Outcome, Running
 from dqrm.tracking.base import Status
 from dqrm.tracking.config import TrackingConfig
 from dqrm.tracking.errors import StoreError
@@ -121,7 +121,7 @@ def tracking_beside(config: TrackingConfig, base: Path) -> TrackingConfig:
     return config.model_copy(update={"uri": resolve_uri(uri)})
 
 
-def settle(folder: JobFolder, run: str, status: Status) -> None:
+def settle(folder: JobFolder, run: str, outcome: Outcome, status: Status) -> None:
     """End the MLflow run of a run whose process was killed, as far as its store answers.
 
     Nothing is done for one whose records are all in the store.
@@ -132,6 +132,7 @@ def settle(folder: JobFolder, run: str, status: Status) -> None:
         return
     config = TrackingConfig(uri=recorded.uri, experiment=recorded.experiment, system_metrics=False)
     try:
-        start_tracker(config, run_name=recorded.run_name, run_dir=run_dir).finish(status)
+        tags = {f"{JOB_TAG}.outcome": outcome}
+        start_tracker(config, run_name=recorded.run_name, run_dir=run_dir, tags=tags).finish(status)
     except (StoreError, ValueError) as error:
         log.warning("%s: its MLflow run stays open: %s", run_dir, error)

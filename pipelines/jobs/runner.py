@@ -29,6 +29,7 @@ from dqrm.pipelines.jobs.state import (
     run_name,
 )
 from dqrm.tracking.base import Status
+from dqrm.tracking.identity import recorded_run
 from dqrm.training.stop import stop_on_signals
 
 log = logging.getLogger(__name__)
@@ -94,8 +95,16 @@ def _begin(folder: JobFolder, moment: datetime, clock: Clock) -> Running:
         last = next((event for event in reversed(state.events) if event.run), None)
         again = before is not None and before.run == name
         if before is not None and not again:
+            recorded = recorded_run(folder.run_dir(before.run))
             state.events.append(
-                Event(before.scheduled, "killed", before.run, before.began, detail="by a signal")
+                Event(
+                    scheduled=before.scheduled,
+                    outcome="killed",
+                    run=before.run,
+                    began=before.began,
+                    run_id=recorded.run_id if recorded else None,
+                    detail="by a signal",
+                )
             )
         starts = before.starts + 1 if before is not None and again else 1
         state.running = Running(name, iso(moment), iso(clock.now()), starts)
@@ -105,9 +114,9 @@ def _begin(folder: JobFolder, moment: datetime, clock: Clock) -> Running:
         if left:
             log.warning("killed %d processes that %s left running", left, before.run)
         if not again:
-            settle(folder, before.run, "KILLED")
+            settle(folder, before.run, "killed", "KILLED")
     if last is not None and last.run and last.run != running.run:
-        settle(folder, last.run, STATUS[last.outcome])
+        settle(folder, last.run, last.outcome, STATUS[last.outcome])
     return running
 
 
@@ -190,7 +199,7 @@ class _Run:
         )
         told = "" if outcome in ("succeeded", "interrupted") else self._tell(event)
         if self.record is None:
-            settle(self.folder, self.running.run, STATUS[outcome])
+            settle(self.folder, self.running.run, outcome, STATUS[outcome])
         else:
             self.record.finish(event, STATUS[outcome], told)
         return event
