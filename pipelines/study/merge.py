@@ -1,7 +1,8 @@
 """One pipeline of all recipes for a task and a seed: the model they begin with is trained once.
 
 A stage is called as its recipe and itself, ``xtc-six``, so that a recipe more or less changes no
-other; behind every stage that compresses comes one that packs what it made and measures that.
+other. Behind every stage that compresses comes one that packs what it made and measures that, the
+same way for all; those of the recipes are left out.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ BASELINE = "finetune"
 
 _SHIPPED_FOR = "sst2-"
 _COMPRESSING = ("prune", "compress", "reconstruct")
-_LOWERED = "lowered"
+_LEFT_OUT = ("lower", "report")
 # Latency hardly depends on task and seed: many short measurements are as good as a long one.
 _LATENCY = {"buckets": [[1, 64], [32, 64]], "seconds": 1.5}
 
@@ -89,7 +90,7 @@ def merged_pipeline(
         names = {first.key: BASELINE} | {stage.key: _name(recipe, stage.key) for stage in others}
         made = []
         for stage in others:
-            if stage.stage == "report":
+            if stage.stage in _LEFT_OUT:
                 continue
             tree = _renamed(_adapted(stage, TASKS[task], settings), names)
             tree |= {"name": names[stage.key], "data": data}
@@ -156,14 +157,7 @@ def _shorten(tree: dict[str, Any], fields: Any, most: int) -> None:
 def _with_packing(
     stages: list[dict[str, Any]], names: dict[str, str], task: Task, data: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], list[Arm]]:
-    """Put behind every stage that compresses one that packs, where there is none.
-
-    Returns:
-        The stages, and what they compress.
-    """
-    packed = {
-        named_stage(stage["model"]): stage["name"] for stage in stages if stage["stage"] == "lower"
-    }
+    """Put one that packs behind every stage that compresses; return all, and what they compress."""
     own = {after: before for before, after in names.items()}
     all_stages, arms = [], []
     for stage in stages:
@@ -173,24 +167,22 @@ def _with_packing(
         if stage["stage"] not in _COMPRESSING:
             continue
         key = stage["name"]
-        if key not in packed:
-            packed[key] = f"{key}-{_LOWERED}"
-            on_grids = stage.get("transforms") or stage.get("allocation")
-            all_stages.append(
-                {
-                    "stage": "lower",
-                    "name": packed[key],
-                    "model": f"stage:{key}",
-                    "compare": f"stage:{BASELINE}",
-                    # What runs shall compute what was trained, wherever the study is run.
-                    "target": "int8" if on_grids else "fp32",
-                    "max_length": task.max_length,
-                    "data": data,
-                    **_LATENCY,
-                }
-            )
+        on_grids = stage.get("transforms") or stage.get("allocation")
+        all_stages.append(
+            {
+                "stage": "lower",
+                "name": f"{key}-lowered",
+                "model": f"stage:{key}",
+                "compare": f"stage:{BASELINE}",
+                # What runs shall compute what was trained, wherever the study is run.
+                "target": "int8" if on_grids else "fp32",
+                "max_length": task.max_length,
+                "data": data,
+                **_LATENCY,
+            }
+        )
         label = key if own[key] == key else f"{key.removesuffix(f'-{own[key]}')} {own[key]}"
-        arms.append(Arm(label, key, packed[key]))
+        arms.append(Arm(label, key, f"{key}-lowered"))
     return all_stages, arms
 
 

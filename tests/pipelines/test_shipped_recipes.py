@@ -1,6 +1,7 @@
 """Every shipped pipeline runs."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -112,3 +113,18 @@ def test_compression_without_training(name, dqrm, bert_of_six, sentence_files):
     rows = {row["stage"]: row for row in report["models"]}
     assert rows.keys() == {"finetune", *WITHOUT_TRAINING[name], *LOWERED.get(name, ())}
     assert all("test/accuracy" in row["metrics"] for row in rows.values())
+
+
+def test_the_pipeline_of_the_readme(dqrm, bert_of_six, sentence_files):
+    """Valid as it stands, but for its model and its data."""
+    readme = Path(__file__).parents[2] / "README.md"
+    (text,) = re.findall(r"```yaml\n(data:.*?)```", readme.read_text(), re.DOTALL)
+    Path("reviews.yaml").write_text(text)
+    valid = dqrm(
+        *("pipeline", "validate", "reviews.yaml", f"stages.finetune.model={bert_of_six}"),
+        f"data.train={sentence_files}/train.tsv",
+        f"data.test={sentence_files}/dev.tsv.gz",
+        "stages.compress.epochs=100",
+        "stages.lower.buckets=[[1, 8]]",
+    )
+    assert valid.exit_code == 0, valid.stderr

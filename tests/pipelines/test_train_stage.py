@@ -93,6 +93,37 @@ def test_killed_and_resumed_it_gives_the_figures_of_train(file, dqrm):
     assert again.stdout.count("complete before") == 2
 
 
+def test_int4_gives_the_figures_of_the_command(file, dqrm):
+    settings = [
+        *("quant.bits=4", "quant.mlp_bits=4", "quant.granularity=row", "optim.name=adagrad"),
+        *("train.max_steps=30", "train.seed=5"),
+    ]
+    staged = [f"stages.train.settings.{setting}" for setting in settings]
+    piped = dqrm("pipeline", "run", file, "--no-track", *staged)
+    assert piped.exit_code == 0, piped.stderr
+    resolved = load_pipeline(file, staged).stages[0].settings
+    own = [
+        *(f"data.path={resolved['data']['path']}", "data.batch_size=64", "train.epochs=2"),
+        *("model.embedding_dim=8", "model.bottom_mlp=[16]", "model.top_mlp=[16]"),
+        *("checkpoint.every_steps=20", "train.threads=1", "name=alone"),
+    ]
+    alone = dqrm("train", "--no-track", *own, *settings)
+    assert alone.exit_code == 0, alone.stderr
+    there, here = (
+        json.loads(path.read_text())
+        for path in (Path("runs/alone/summary.json"), Path("runs/clicks/stages/train/summary.json"))
+    )
+    for name in ("samples_per_second", "run_id"):
+        del there[name], here[name]
+    assert here == there
+    assert 3 < here["fp32_bytes"] / here["packed_bytes"] < 8
+    weights = "model.safetensors"
+    piped_model = load_file(Path("runs/clicks/stages/train/model") / weights)
+    own_model = load_file(Path("runs/alone/artifact") / weights)
+    assert piped_model.keys() == own_model.keys()
+    assert all(torch.equal(piped_model[name], own_model[name]) for name in own_model)
+
+
 def test_runs_are_nested_in_mlflow(file, recorded_runs):
     config = load_pipeline(file, ["stages.train.settings.train.max_steps=5"])
     result = run_pipeline(config)
