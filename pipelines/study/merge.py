@@ -161,8 +161,6 @@ def _with_packing(
     own = {after: before for before, after in names.items()}
     all_stages, arms = [], []
     for stage in stages:
-        if stage["stage"] == "lower":
-            stage |= {"target": "int8", **_LATENCY}
         all_stages.append(stage)
         if stage["stage"] not in _COMPRESSING:
             continue
