@@ -9,7 +9,7 @@ from torch import nn
 from dqrm.compress.grids.granularity import Granularity
 from dqrm.compress.grids.record import codes, dequantize, weight_record
 from dqrm.compress.grids.records_file import load_records, read_records, records, save_records
-from dqrm.compress.transforms.activations import QuantizeActivations
+from dqrm.compress.transforms.activations import QuantizeActivations, fake_quantize_tokens
 from dqrm.compress.transforms.base import Compression
 from dqrm.compress.transforms.build import build_compression
 from dqrm.compress.transforms.config import QuantTransform
@@ -144,3 +144,13 @@ def test_a_shared_weight_is_refused():
 def test_another_order_is_refused():
     with pytest.raises(ValueError, match="in this order"):
         Compression([QuantizeActivations(["1"]), QuantizeWeights(["1"], 4)])
+
+
+@pytest.mark.parametrize("shape", [(3, 0), (0, 5), (2, 0, 5), (2, 3, 0)])
+def test_inputs_without_values_stay_as_they_are(shape):
+    x = torch.randn(shape, requires_grad=True)
+    value = fake_quantize_tokens(x)
+    assert value.shape == x.shape
+    value.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape

@@ -79,8 +79,11 @@ def fake_quantize_tokens(x: Tensor) -> Tensor:
     """Return ``x`` [..., K] on 8-bit grids, one a token, with the gradient passed straight through.
 
     The codes and scales are those of INT8 serving (dqrm.kernels.int8_reference), in FP32; what is
-    returned has the type of x.
+    returned has the type of x. An empty x is returned
+    as it is: a layer that lost all its units has inputs of no width.
     """
+    if x.numel() == 0:
+        return x
     with torch.no_grad():
         codes, scale = quantize_rows(x.reshape(-1, x.shape[-1]).float())
         value = codes.mul_(scale).view(x.shape).to(x.dtype)
