@@ -2,30 +2,21 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt
 
-from dqrm.pipelines.digests import folder_digest
-from dqrm.pipelines.references import model_folder, outside_model, stages_named
-from dqrm.pipelines.stage import Interrupted, Problem, Stage, StageContext
-from dqrm.pipelines.stages.text_data import TextData
+from dqrm.pipelines.references import model_folder
+from dqrm.pipelines.stage import Interrupted, Stage, StageContext
+from dqrm.pipelines.stages.text_model import TextModelStage
 
 if TYPE_CHECKING:
     from dqrm.pipelines.text.finetune import LabelledText
     from dqrm.pipelines.text.tables import Examples, Labels
 
 
-class CalibratedStage(Stage):
+class CalibratedStage(TextModelStage):
     """Compress a sequence classifier or regressor by looking at some training rows."""
-
-    model: str
-    """A fine-tuned model: stage:NAME (an earlier one), a folder, or package:NAME (installed)."""
-
-    data: TextData
-
-    task: Literal["auto", "classification", "regression"] = "auto"
-    """auto: a regression where labels are fractions."""
 
     samples: PositiveInt = 1024
     """Training rows to look at."""
@@ -38,30 +29,6 @@ class CalibratedStage(Stage):
 
     seed: int = 0
     """Of which rows are taken, and of their order."""
-
-    def inputs(self, earlier: Mapping[str, Stage]) -> tuple[str, ...]:
-        """The stage whose model it takes, if any."""
-        return stages_named(earlier, model=self.model)
-
-    def sources(self) -> dict[str, str]:
-        """Digests of the tables, and of a model from outside."""
-        digests = self.data.digests()
-        folder = outside_model(self.model)
-        return digests if folder is None else {**digests, "model": folder_digest(folder)}
-
-    def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
-        """A missing package, model, file or column."""
-        from dqrm.pipelines.text.library import missing_reason
-
-        found = []
-        reason = missing_reason()
-        if reason is not None:
-            found.append(Problem("stage", reason))
-        try:
-            outside_model(self.model)
-        except (OSError, ValueError) as error:
-            found.append(Problem("model", str(error)))
-        return [*found, *self.data.problems()]
 
     def plan(self, earlier: Mapping[str, Stage]) -> list[tuple[str, str]]:
         """Rows."""

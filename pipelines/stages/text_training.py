@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from dqrm.pipelines.digests import folder_digest
 from dqrm.pipelines.references import (
     model_folder,
     origin_folder,
-    outside_model,
     skeleton_of,
-    stages_named,
 )
-from dqrm.pipelines.stage import MODEL_FOLDER, Problem, Stage, StageContext
-from dqrm.pipelines.stages.text_data import TextData
+from dqrm.pipelines.stage import MODEL_FOLDER, Stage, StageContext
+from dqrm.pipelines.stages.text_model import TextModelStage
 
 if TYPE_CHECKING:
     from dqrm.pipelines.text.finetune import Recipe, Training
@@ -26,16 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class TextTrainingStage(Stage):
+class TextTrainingStage(TextModelStage):
     """Train a sequence classifier or regressor."""
-
-    model: str
-    """Folder in Hugging Face's format, package:NAME (installed), or stage:NAME (an earlier one)."""
-
-    data: TextData
-
-    task: Literal["auto", "classification", "regression"] = "auto"
-    """auto: a regression where labels are fractions."""
 
     select_by: Literal["auto", "accuracy", "matthews", "f1", "pearson", "spearman"] = "auto"
     """Dev metric of the model that is kept; auto: accuracy, or pearson of a regression."""
@@ -84,30 +73,6 @@ class TextTrainingStage(Stage):
         settings = super().identity()
         del settings["save_minutes"]
         return settings
-
-    def inputs(self, earlier: Mapping[str, Stage]) -> tuple[str, ...]:
-        """The stage whose model it takes, if any."""
-        return stages_named(earlier, model=self.model)
-
-    def sources(self) -> dict[str, str]:
-        """Digests of the tables, and of a model from outside."""
-        digests = self.data.digests()
-        folder = outside_model(self.model)
-        return digests if folder is None else {**digests, "model": folder_digest(folder)}
-
-    def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
-        """A missing package, model, file or column."""
-        from dqrm.pipelines.text.library import missing_reason
-
-        found = []
-        reason = missing_reason()
-        if reason is not None:
-            found.append(Problem("stage", reason))
-        try:
-            outside_model(self.model)
-        except (OSError, ValueError) as error:
-            found.append(Problem("model", str(error)))
-        return [*found, *self.data.problems()]
 
     def skeleton(self, earlier: Mapping[str, Stage]) -> Any:
         """That of the model it takes."""

@@ -1,0 +1,45 @@
+"""What all stages that take a text model and its rows share."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from dqrm.pipelines.digests import folder_digest
+from dqrm.pipelines.references import outside_model, stages_named
+from dqrm.pipelines.stage import Problem, Stage
+from dqrm.pipelines.stages.text_data import TextData
+
+
+class TextModelStage(Stage):
+    """Do something to a sequence classifier or regressor."""
+
+    model: str
+    """Folder in Hugging Face's format, package:NAME (installed), or stage:NAME (an earlier one)."""
+
+    data: TextData
+
+    task: Literal["auto", "classification", "regression"] = "auto"
+    """auto: a regression where labels are fractions."""
+
+    def inputs(self, earlier: Mapping[str, Stage]) -> tuple[str, ...]:
+        """The stage whose model it takes, if any."""
+        return stages_named(earlier, model=self.model)
+
+    def sources(self) -> dict[str, str]:
+        """Digests of the tables, and of a model from outside."""
+        digests = self.data.digests()
+        folder = outside_model(self.model)
+        return digests if folder is None else {**digests, "model": folder_digest(folder)}
+
+    def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
+        """A missing package, model, file or column."""
+        from dqrm.pipelines.text.library import missing_reason
+
+        found = []
+        reason = missing_reason()
+        if reason is not None:
+            found.append(Problem("stage", reason))
+        try:
+            outside_model(self.model)
+        except (OSError, ValueError) as error:
+            found.append(Problem("model", str(error)))
+        return [*found, *self.data.problems()]
