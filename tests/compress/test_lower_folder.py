@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -29,8 +30,6 @@ from dqrm.compress.lower.modules import CodeEmbedding, Int8Linear
 from dqrm.compress.report import account
 from dqrm.compress.transforms.activations import attach_activation_quantizer
 from dqrm.kernels.int8 import code_stack_reference
-
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 ROW = Granularity("row")
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from dqrm.compress.grids.granularity import Granularity
 from dqrm.compress.grids.nm import NM
@@ -12,9 +13,6 @@ from dqrm.compress.signals.candidates import WeightOption
 from dqrm.pipelines.config import load_pipeline
 from dqrm.pipelines.runner import run_pipeline
 from dqrm.pipelines.stages.allocation import read_allocation
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers", reason="transformers is not installed")
 
 PIPELINE = """\
 threads: 1

@@ -1,23 +1,17 @@
 """Training under compression of a tiny BERT made here: kills, what is selected, what is written."""
 
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from killing import kill_once_written
 from safetensors.torch import load_file
 
 from dqrm.pipelines.config import load_pipeline
 from dqrm.pipelines.runner import run_pipeline
-
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-
-SECONDS = 180
 
 PIPELINE = """\
 threads: 1
@@ -107,20 +101,11 @@ def test_the_shipped_model_is_the_measured_one(finished, sentence_files):
 def test_a_killed_stage_comes_to_the_same_weights(finished, tiny_bert, sentence_files, dqrm):
     file, unbroken = finished
     run = ("pipeline", "run", str(file), "output=again", "threads=1")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dqrm", *run, "stages.compress.save_minutes=1e-6"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    kill_once_written(
+        "again/small/work/compress-*/scratch/step-0000002*",
+        *run,
+        "stages.compress.save_minutes=1e-6",
     )
-    deadline = time.monotonic() + SECONDS
-    try:
-        while not list(Path("again").glob("small/work/compress-*/scratch/step-0000002*")):
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.wait()
     resumed = dqrm(*run, "stages.compress.save_minutes=9")
     assert resumed.exit_code == 0, resumed.stderr
     assert "going on at step" in resumed.stderr

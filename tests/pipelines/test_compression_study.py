@@ -12,8 +12,6 @@ from dqrm.pipelines.study.run import Measured
 from dqrm.pipelines.study.table import LATENCY, rows
 from dqrm.pipelines.study.tasks import TASKS
 
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-
 SHORT = ("--recipes", "zeroquant,prune", "--max-steps", "8", "--threads", "1", "--no-track")
 
 

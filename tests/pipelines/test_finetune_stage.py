@@ -2,23 +2,18 @@
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
+from killing import kill_once_written
 from safetensors.torch import load_file
 
 from dqrm.pipelines.config import load_pipeline
 from dqrm.pipelines.runner import run_pipeline
-
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-
-SECONDS = 180
 
 PIPELINE = """\
 threads: 1
@@ -53,22 +48,10 @@ def assert_same(left, right):
 
 
 def test_learns_and_a_killed_stage_comes_to_the_same_weights(file, sentence_files, dqrm):
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "dqrm", "pipeline", "run", str(file)),
-            *("stages.finetune.save_minutes=1e-6", "name=killed"),
-        ],
-        stdout=subprocess.DEVNULL,
+    kill_once_written(
+        "runs/killed/work/*/scratch/step-0000002*",
+        *("pipeline", "run", str(file), "stages.finetune.save_minutes=1e-6", "name=killed"),
     )
-    deadline = time.monotonic() + SECONDS
-    try:
-        while not list(Path("runs").glob("killed/work/*/scratch/step-0000002*")):
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.wait()
     assert not Path("runs/killed/stages").exists()
     resumed = dqrm("pipeline", "run", file, "stages.finetune.save_minutes=9", "name=killed")
     assert resumed.exit_code == 0, resumed.stderr

@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-pytest.importorskip("apscheduler", reason="APScheduler is not installed")
-
 from dqrm.pipelines.jobs.config import load_jobs
 from dqrm.pipelines.jobs.export import crontab_fields, on_calendar
 
@@ -43,7 +41,8 @@ def jobs():
 
 
 def test_lines_of_cron(jobs, dqrm):
-    croniter = pytest.importorskip("croniter", reason="croniter is not installed")
+    import croniter
+
     lines = dqrm("jobs", "export", "--to", "cron").output.splitlines()
     assert "CRON_TZ=America/New_York" in lines
     commands = [line for line in lines if line[0] in "0123456789*"]

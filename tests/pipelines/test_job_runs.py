@@ -16,8 +16,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytest.importorskip("apscheduler", reason="APScheduler is not installed")
-
 from dqrm.pipelines.jobs.clock import VARIABLE
 from dqrm.pipelines.jobs.state import JobFolder
 

@@ -5,9 +5,6 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("apscheduler", reason="APScheduler is not installed")
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -9,11 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
-
-pytest.importorskip("transformers", reason="transformers is not installed")
 
 KILLED = Path(__file__).with_name("killed_stages.py")
 SECONDS = 240

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from dqrm.pipelines.config import load_pipeline
 from dqrm.pipelines.runner import run_pipeline
-
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 PIPELINE = """\
 threads: 1

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from dqrm.compress.lower.shapes import layer_units
 from dqrm.compress.recon.capture import LayerStream
@@ -21,8 +22,6 @@ from dqrm.pipelines.text.pruning import PruneRecipe, prune_units
 from dqrm.pipelines.text.tables import find_columns, read_table, take_examples
 from dqrm.pipelines.text.unit_masks import UnitCosts, UnitMasks
 from dqrm.profiling.tree import profile
-
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 HIDDEN, HEADS, NEURONS, LAYERS = 32, 4, 64, 3
 RECIPE = PruneRecipe(macs=0.5, round_to=16, tune=True, damping=0.1, batch_size=16, seed=0)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+import transformers
 
 from dqrm.compress.lower.shapes import NoHeads, keep_units, layer_units, record_shapes
 from dqrm.pipelines.text.classifier import (
@@ -15,8 +16,6 @@ from dqrm.pipelines.text.classifier import (
 )
 from dqrm.pipelines.text.layers import keep_layers
 from dqrm.pipelines.text.tables import Labels
-
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 SHAPES = {"heads": [2, 0, 4], "neurons": [32, 16, 0]}
 

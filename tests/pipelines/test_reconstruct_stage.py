@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from dqrm.compress.grids.record import codes, dequantize, weight_record
@@ -22,8 +23,6 @@ from dqrm.pipelines.text.reconstruction import (
     round_weights,
 )
 from dqrm.pipelines.text.tables import find_columns, read_table, take_examples
-
-transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 
 GRIDS = """\
     transforms:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from killing import kill_once_written
 from safetensors.torch import load_file
 
 from dqrm.pipelines.config import load_pipeline
@@ -42,20 +43,11 @@ def file(clicks_data):
 
 
 def killed_in_training(file):
-    """Kill a run once it has saved something; return how far it was."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dqrm", "pipeline", "run", str(file), "--no-track"],
-        stdout=subprocess.DEVNULL,
+    """Kill a run once it has saved something."""
+    kill_once_written(
+        "runs/clicks/runs/train-*/checkpoints/step-*/state.json",
+        *("pipeline", "run", str(file), "--no-track"),
     )
-    deadline = time.monotonic() + SECONDS
-    try:
-        while not list(Path("runs").glob("clicks/runs/train-*/checkpoints/step-*/state.json")):
-            assert process.poll() is None, "it ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.wait()
     assert not Path("runs/clicks/stages/train").exists()
 
 

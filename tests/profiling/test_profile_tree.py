@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 from torch import nn
 
@@ -12,6 +13,18 @@ from dqrm.cli import cli
 from dqrm.config import RunConfig
 from dqrm.profiling.tree import profile
 from dqrm.training.run import train
+
+
+def small_bert(heads):
+    """A classifier of 2 layers with random weights."""
+    config = transformers.BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=heads,
+        intermediate_size=64,
+    )
+    return transformers.BertForSequenceClassification(config)
 
 
 def everything(node, path=""):
@@ -69,15 +82,7 @@ def test_attention_and_the_fast_path_of_encoder_layers():
 
 
 def test_a_transformer_in_hugging_faces_format(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    config = transformers.BertConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-    )
-    model = transformers.BertForSequenceClassification(config)
+    model = small_bert(heads=2)
     model.save_pretrained(tmp_path)
     command = ["profile", str(tmp_path), "--batch-size", "3", "--length", "24", "--repeats", "1"]
     done = CliRunner().invoke(cli, [*command, "--json"])
@@ -147,19 +152,11 @@ def test_rows_of_a_table_are_no_multiplications():
 
 @pytest.mark.parametrize("target", ["int8", "bf16", "fp32"])
 def test_a_lowered_transformer_counts_what_it_was_made_of(tmp_path, target):
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     from dqrm.compress.grids.granularity import Granularity
     from dqrm.compress.grids.record import WeightRecord, dequantize, fit, set_weight_record
     from dqrm.compress.lower.folder import write_lowered
 
-    config = transformers.BertConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-    )
-    model = transformers.BertForSequenceClassification(config)
+    model = small_bert(heads=2)
     dense = model.num_parameters()
     row = Granularity("row")
     for name, module in model.named_modules():
@@ -188,17 +185,9 @@ def test_a_lowered_transformer_counts_what_it_was_made_of(tmp_path, target):
 
 
 def test_a_pruned_transformer_counts_what_is_left(tmp_path):
-    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     from dqrm.compress.lower.shapes import keep_units, layer_units, record_shapes
 
-    config = transformers.BertConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-    )
-    model = transformers.BertForSequenceClassification(config)
+    model = small_bert(heads=4)
     first, second = layer_units(model)
     keep_units(first, torch.tensor([True, False, True, False]), torch.arange(64) < 24)
     keep_units(second, torch.zeros(4, dtype=torch.bool), torch.arange(64) < 40)
