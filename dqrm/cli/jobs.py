@@ -63,7 +63,7 @@ def validate(file: Path) -> None:
 
     loaded = _loaded(file)
     check_jobs(loaded, file)
-    click.echo(f"{file}: {len(loaded.jobs)} jobs ({', '.join(loaded.jobs)})")
+    click.echo(f"{file}: no faults in {', '.join(loaded.jobs)}")
 
 
 @click.command(

@@ -13,10 +13,8 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -32,6 +30,7 @@ from dqrm.models.dlrm import DLRM, build_interaction, build_mlp, interaction_wid
 from dqrm.models.embedding import EmbeddingBagCollection, Table
 from dqrm.serving.packed import PackedEmbeddingBags
 from dqrm.serving.packed_mlp import PackedLinear, PackedMlp
+from dqrm.tensor_files import read_tensors
 
 FORMAT = "dqrm-artifact"
 FORMAT_VERSION = 1
@@ -111,18 +110,7 @@ def load_artifact(path: Path) -> Artifact:
     Raises:
         ValueError: the file is no artifact, damaged, or of a newer format.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            header: dict[str, Any] = {key: json.loads(value) for key, value in metadata.items()}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a packed model: {error}") from error
-    if header.get("format") != FORMAT or header.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} is no packed model this dqrm reads: format {header.get('format')!r} "
-            f"version {header.get('format_version')}, wanted {FORMAT!r} version {FORMAT_VERSION}"
-        )
+    header, tensors = read_tensors(path, "packed model", FORMAT, FORMAT_VERSION)
     config = ModelConfig.model_validate(header["model"])
     tables = [Table(**table) for table in header["tables"]]
     prefix = "vocabulary."

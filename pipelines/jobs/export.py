@@ -208,7 +208,9 @@ def _unit_path(path: Path) -> str:
 
 def _kubernetes(jobs: Mapping[str, Job], place: Place) -> dict[str, str]:
     if place.image is None or place.claim is None:
-        raise ValueError("k8s needs an image with dqrm and a volume claim with the jobs' folder")
+        raise ValueError(
+            "k8s needs --image, with dqrm in it, and --claim, a volume with the jobs' folder"
+        )
     store = _store(jobs)
     return {
         f"dqrm-{name}.yaml": dump_document(_cron_job(name, job, place, store))

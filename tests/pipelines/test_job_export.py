@@ -135,7 +135,7 @@ def kept(ours, theirs):
         ({"schedule": {"every": "7h"}}, "cron", "schedule.every: only parts of an hour"),
         ({"schedule": {"every": "30s"}}, "systemd", "schedule.every: only parts of an hour"),
         ({"missed": "all", "overlap": "queue"}, "k8s", "missed=all: k8s catches up on one"),
-        ({}, "k8s", "needs an image"),
+        ({}, "k8s", "needs --image"),
     ],
 )
 def test_what_a_scheduler_cannot_do_is_refused(dqrm, job, to, message):

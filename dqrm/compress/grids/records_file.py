@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -19,6 +18,7 @@ from dqrm.compress.grids.granularity import Granularity
 from dqrm.compress.grids.nm import NM
 from dqrm.compress.grids.record import WeightRecord, set_weight_record, weight_record
 from dqrm.data.files import new_file
+from dqrm.tensor_files import read_tensors
 
 RECORDS_FILE = "compression.safetensors"
 _FORMAT = "dqrm-compression"
@@ -55,18 +55,7 @@ def read_records(folder: Path) -> dict[str, WeightRecord]:
     path = folder / RECORDS_FILE
     if not path.is_file():
         return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            header: dict[str, Any] = {key: json.loads(value) for key, value in metadata.items()}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if header.get("format") != _FORMAT or header.get("format_version") != _FORMAT_VERSION:
-        raise ValueError(
-            f"{path} holds no records this dqrm reads: format {header.get('format')!r} version "
-            f"{header.get('format_version')}, wanted {_FORMAT!r} version {_FORMAT_VERSION}"
-        )
+    header, tensors = read_tensors(path, "file of records", _FORMAT, _FORMAT_VERSION)
     return {
         name: _record(described, tensors.get(f"{name}.scale"))
         for name, described in header["records"].items()
