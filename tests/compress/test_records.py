@@ -105,7 +105,7 @@ def test_files_that_are_not_right_are_refused(tmp_path):
         read_records(tmp_path)
     file.write_bytes(whole)
     save_file(load_file(file), file, metadata={"format": json.dumps("other")})
-    with pytest.raises(ValueError, match="no records this dqrm reads"):
+    with pytest.raises(ValueError, match="no file of records this dqrm reads"):
         read_records(tmp_path)
 
 
