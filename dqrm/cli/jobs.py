@@ -1,6 +1,7 @@
 """``dqrm jobs``: pipelines and commands on a schedule."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from dqrm.cli.text import seconds_text, table
 if TYPE_CHECKING:
     from dqrm.pipelines.jobs.config import Job, JobsFile
     from dqrm.pipelines.jobs.export import Target
-    from dqrm.pipelines.jobs.state import JobFolder
+    from dqrm.pipelines.jobs.state import Event, JobFolder
 
 
 @click.group(
@@ -134,6 +135,8 @@ def run(name: str, file: Path, date: str | None) -> int:
         + (f", MLflow run {event.run_id}" if event.run_id else "")
     )
     if event.outcome != "succeeded":
+        if event.hook_fault:
+            click.echo(f"nobody was told of it: {event.hook_fault}", err=True)
         click.echo(f"what it wrote: dqrm jobs logs {name} --file {file}", err=True)
     if event.outcome == "interrupted" and result.interrupted is not None:
         return 128 + result.interrupted
@@ -223,7 +226,7 @@ def history(name: str, file: Path, number: int) -> None:
             _local(datetime.fromisoformat(event.scheduled), job),
             event.outcome,
             event.run_id or "",
-            event.detail,
+            _because(event),
             seconds_text(event.seconds) if event.run else "",
             str(event.tries) if event.run else "",
         )
@@ -267,7 +270,9 @@ def logs(name: str, file: Path, date: str | None) -> None:
         raise click.UsageError(f"{name}: no run{f' for {date}' if date else ''}")
     path = folder.log(runs[-1][1])
     if not path.is_file():
-        raise click.UsageError(f"{path}: the run wrote nothing")
+        raise click.UsageError(
+            f"{path}: the run wrote nothing, or `logs` of the job kept it no more"
+        )
     with path.open("rb") as stream:
         for line in stream:
             click.echo(line, nl=False)
@@ -280,6 +285,7 @@ def logs(name: str, file: Path, date: str | None) -> None:
         ("dqrm jobs export --to cron", "lines for `crontab -e`"),
         ("dqrm jobs export --to systemd -o ~/.config/systemd/user", "a timer and a service a job"),
         ("dqrm jobs export --to k8s --image registry/dqrm:1 --claim clicks", "a CronJob a job"),
+        ("dqrm jobs export big --to k8s --image I --claim C --date 2026-11-20", "a TrainJob"),
     ],
 )
 @click.argument("names", nargs=-1, metavar="[NAME]...")
@@ -289,6 +295,11 @@ def logs(name: str, file: Path, date: str | None) -> None:
 )
 @click.option("--image", help="Container image with dqrm in it (k8s).")
 @click.option("--claim", help="Volume claim that holds the folder of the file of jobs (k8s).")
+@click.option(
+    "--date",
+    metavar="DATE",
+    help="Day of the dates in a TrainJob, which is one run (k8s); today without it.",
+)
 @click.option(
     "--output",
     "-o",
@@ -301,19 +312,24 @@ def export(
     to: "Target",
     image: str | None,
     claim: str | None,
+    date: str | None,
     output: Path | None,
 ) -> None:
     """Write files for cron, systemd or Kubernetes to start the jobs.
 
-    They call `dqrm jobs run`, which keeps the lock, the retries, the gate and the record.
+    They call `dqrm jobs run`, which keeps the lock, the retries, the gate and the record. For a
+    job with `nodes`, Kubernetes gets a TrainJob of Kubeflow instead, which is one run of it.
     """
     from dqrm.pipelines.jobs.config import find_job
-    from dqrm.pipelines.jobs.export import Place
     from dqrm.pipelines.jobs.export import export as exported
+    from dqrm.pipelines.jobs.place import Place
 
     loaded = _loaded(file)
     chosen = {name: find_job(loaded, name) for name in names or loaded.jobs}
-    files = exported(chosen, to, Place(file.absolute(), image, claim))
+    place = Place(file.absolute(), image, claim)
+    if date is not None:
+        place = replace(place, day=_time(date).date())
+    files = exported(chosen, to, place)
     if output is None:
         separator = "---\n" if to == "k8s" else "\n"
         named = to == "systemd"
@@ -347,13 +363,26 @@ def _known(file: Path, name: str) -> "JobFolder":
 
 
 def _moment(text: str, job: "Job") -> datetime:
+    moment = _time(text)
+    return moment if moment.tzinfo else moment.replace(tzinfo=job.schedule.zone)
+
+
+def _time(text: str) -> datetime:
     try:
-        moment = datetime.fromisoformat(text)
+        return datetime.fromisoformat(text)
     except ValueError:
         raise click.UsageError(
             f"'{text}' is no date; write such as 2026-11-20 or 2026-11-20T02:30+01:00"
         ) from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=job.schedule.zone)
+
+
+def _because(event: "Event") -> str:
+    parts = [event.detail] if event.detail else []
+    if len(event.attempts) > 1:
+        parts += [f"try {number}: {how}" for number, how in enumerate(event.attempts, 1)]
+    if event.hook_fault:
+        parts.append(f"nobody was told: {event.hook_fault}")
+    return "; ".join(parts)
 
 
 def _local(moment: datetime, job: "Job") -> str:

@@ -20,7 +20,7 @@ from datetime import date
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, NonNegativeInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from dqrm.configuration import ConfigError, load
 from dqrm.pipelines.jobs.durations import Duration, parse_duration
@@ -30,6 +30,9 @@ from dqrm.settings import Settings
 from dqrm.tracking.config import TrackingConfig
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,50}[a-z0-9])?")
+TRAIN = ("dqrm", "train")
+"""How the command of a job on several nodes begins."""
+
 _SAMPLE_DAY = date(2026, 1, 1)
 
 
@@ -102,6 +105,16 @@ class Hook(Settings):
         return self
 
 
+class Logs(Settings):
+    """Which logs of runs are kept; that of the last run that failed always is."""
+
+    keep: PositiveInt = 100
+    """How many, the newest."""
+
+    days: PositiveInt | None = None
+    """How long."""
+
+
 class Job(Settings):
     """What runs, when, and what becomes of it."""
 
@@ -139,6 +152,16 @@ class Job(Settings):
     on_failure: Hook | None = None
     """Who is told that a run failed."""
 
+    logs: Logs = Logs()
+    """Which logs of its runs are kept on disk; those in MLflow stay there."""
+
+    nodes: PositiveInt = 1
+    """Machines that a command `dqrm train` trains on together. More than one is for `dqrm jobs
+    export --to k8s`, which then writes a TrainJob of Kubeflow."""
+
+    processes: PositiveInt = 1
+    """Processes on each of several nodes."""
+
     tracking: TrackingConfig = TrackingConfig()
     """Where its runs are recorded; a run of the pipeline is recorded in the same place."""
 
@@ -158,6 +181,14 @@ class Job(Settings):
                     raise ValueError(f"overrides: '{override}' is not key=value")
         else:
             self.rendered_command(_SAMPLE_DAY)
+        trains = self.command is not None and split_command(self.command)[:2] == TRAIN
+        if self.nodes > 1 and not trains:
+            raise ValueError(f"nodes={self.nodes}: only a command `dqrm train` trains on several")
+        if self.processes > 1 and self.nodes == 1:
+            raise ValueError(
+                f"processes={self.processes}: is of several nodes; for one machine write "
+                f"`dqrm train --nproc {self.processes}`"
+            )
         return self
 
     def rendered_overrides(self, day: date) -> list[str]:
@@ -228,6 +259,15 @@ def load_jobs(file: Path) -> JobsFile:
         raise FileNotFoundError(2, "no such file of jobs", str(file))
     loaded = load(JobsFile, file)
     return loaded.model_copy(update={"folder": file.absolute().parent / loaded.folder})
+
+
+def require_one_machine(name: str, job: Job) -> None:
+    """Raise ConfigError when this machine alone cannot run the job."""
+    if job.nodes > 1:
+        raise ConfigError(
+            f"jobs.{name}.nodes={job.nodes}: only Kubernetes starts it on several machines: "
+            "`dqrm jobs export --to k8s`"
+        )
 
 
 def find_job(jobs: JobsFile, name: str) -> Job:

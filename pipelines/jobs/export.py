@@ -1,48 +1,23 @@
 """Files that have cron, systemd or Kubernetes start jobs in place of ``dqrm jobs serve``.
 
-Each calls ``dqrm jobs run``, so lock, retries, time-out, gate and record are the same. What a
-scheduler cannot do is refused, or said in the file.
+Each calls ``dqrm jobs run``, so lock, retries, time-out, gate and record are the same; only a job
+on several nodes trains without it. What a scheduler cannot do is refused, or said in the file.
 """
 
-import os
-import re
 import shlex
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from dqrm.pipelines.jobs.config import Job
-from dqrm.pipelines.jobs.schedule import MONTHS, WEEKDAYS, cron_fields
-from dqrm.yaml_text import dump_document
+from dqrm.pipelines.jobs.config import Job, require_one_machine
+from dqrm.pipelines.jobs.crontab import crontab_fields, zone
+from dqrm.pipelines.jobs.kubernetes import kubernetes_files
+from dqrm.pipelines.jobs.place import STOP_SECONDS, URI_VARIABLE, Place, named_store
+from dqrm.pipelines.jobs.schedule import WEEKDAYS
 
 Target = Literal["cron", "systemd", "k8s"]
 
-URI_VARIABLE = "MLFLOW_TRACKING_URI"
-
-_MOUNT = "/project"
 _LOWEST = (0, 0, 1, 1)
-_SHORTEST_DEADLINE = 10
-_STOP_SECONDS = 90
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the jobs are, for the scheduler that starts them."""
-
-    file: Path
-    """Absolute path of the file of jobs."""
-    image: str | None = None
-    """Container image with dqrm in it."""
-    claim: str | None = None
-    """Volume claim that holds the folder of the file."""
-
-    @property
-    def command(self) -> list[str]:
-        """Start of the command line, with this environment's Python."""
-        return [sys.executable, "-m", "dqrm", "jobs", "run"]
 
 
 def export(jobs: Mapping[str, Job], to: Target, place: Place) -> dict[str, str]:
@@ -57,60 +32,14 @@ def export(jobs: Mapping[str, Job], to: Target, place: Place) -> dict[str, str]:
                 f"jobs.{name}.missed=all: {to} catches up on one missed run at most; choose "
                 "another rule, or `dqrm jobs serve`"
             )
+        if to != "k8s":
+            require_one_machine(name, job)
     targets: dict[Target, Callable[[Mapping[str, Job], Place], dict[str, str]]] = {
         "cron": _cron,
         "systemd": _systemd,
-        "k8s": _kubernetes,
+        "k8s": kubernetes_files,
     }
     return targets[to](jobs, place)
-
-
-def crontab_fields(name: str, job: Job) -> tuple[str, str, str, str, str]:
-    """The schedule of a job in five fields, in its own time zone.
-
-    Raises ValueError for an interval that five fields cannot say.
-    """
-    schedule = job.schedule
-    if schedule.cron is not None:
-        minute, hour, day, month, weekday = cron_fields(schedule.cron)
-        # Not every cron takes names in lists and ranges.
-        month = _numbered(month, MONTHS, 1)
-        return (minute, hour, day, month, _numbered(weekday, WEEKDAYS, 0))
-    assert schedule.every is not None
-    minutes, rest = divmod(schedule.every, timedelta(minutes=1))
-    if not rest:
-        if minutes == 1:
-            return "*", "*", "*", "*", "*"
-        if minutes < 60 and 60 % minutes == 0:
-            return f"*/{minutes}", "*", "*", "*", "*"
-        hours, rest_minutes = divmod(minutes, 60)
-        if hours == 1 and not rest_minutes:
-            return "0", "*", "*", "*", "*"
-        if hours and not rest_minutes and hours < 24 and 24 % hours == 0:
-            return "0", f"*/{hours}", "*", "*", "*"
-        if minutes == 24 * 60:
-            return "0", "0", "*", "*", "*"
-        if minutes == 7 * 24 * 60:  # 1 January 1970 was a Thursday
-            return "0", "0", "*", "*", "4"
-    raise ValueError(
-        f"jobs.{name}.schedule.every: only parts of an hour or a day, a day and a week can be said "
-        "in the five fields of cron"
-    )
-
-
-def _numbered(field: str, names: Sequence[str], first: int) -> str:
-    return re.sub("[a-z]+", lambda match: str(names.index(match[0]) + first), field)
-
-
-def _zone(job: Job) -> str:
-    return job.schedule.timezone if job.schedule.cron is not None else "UTC"
-
-
-def _store(jobs: Mapping[str, Job]) -> str | None:
-    """The store that this environment names and another would not."""
-    uri = os.environ.get(URI_VARIABLE)
-    used = any(job.tracking.enabled and job.tracking.uri is None for job in jobs.values())
-    return uri if used and uri else None
 
 
 def _cron(jobs: Mapping[str, Job], place: Place) -> dict[str, str]:
@@ -119,13 +48,13 @@ def _cron(jobs: Mapping[str, Job], place: Place) -> dict[str, str]:
         "# CRON_TZ is for cronie and its kin; other crons, Debian's among them, go by the time",
         "# zone of the machine, which must then be the one named here.",
     ]
-    if store := _store(jobs):
+    if store := named_store(jobs):
         lines.append(f"{URI_VARIABLE}={store}")
-    zone = ""
+    last = ""
     for name, job in jobs.items():
-        if _zone(job) != zone:
-            zone = _zone(job)
-            lines.append(f"CRON_TZ={zone}")
+        if zone(job) != last:
+            last = zone(job)
+            lines.append(f"CRON_TZ={last}")
         command = shlex.join([*place.command, name, "--file", str(place.file)])
         # Cron ends the command at a percent sign.
         escaped = command.replace("%", r"\%")
@@ -135,7 +64,7 @@ def _cron(jobs: Mapping[str, Job], place: Place) -> dict[str, str]:
 
 def _systemd(jobs: Mapping[str, Job], place: Place) -> dict[str, str]:
     files = {}
-    store = _store(jobs)
+    store = named_store(jobs)
     for name, job in jobs.items():
         command = " ".join(map(_unit_word, [*place.command, name, "--file", str(place.file)]))
         environment = [f"Environment={_quoted(f'{URI_VARIABLE}={store}')}"] if store else []
@@ -150,7 +79,7 @@ def _systemd(jobs: Mapping[str, Job], place: Place) -> dict[str, str]:
                     "TimeoutStartSec=infinity",
                     # It passes the signal on, waits for what is saved, and records the end.
                     "KillMode=mixed",
-                    f"TimeoutStopSec={_STOP_SECONDS}",
+                    f"TimeoutStopSec={STOP_SECONDS}",
                 ],
             }
         )
@@ -177,7 +106,7 @@ def on_calendar(name: str, job: Job) -> str:
     )
     numbers = [] if weekday == "*" else [int(number) for number in weekday.split(",")]
     days = ",".join(WEEKDAYS[number].title() for number in numbers)
-    return f"{days} *-{month}-{day} {hour}:{minute}:00 {_zone(job)}".lstrip()
+    return f"{days} *-{month}-{day} {hour}:{minute}:00 {zone(job)}".lstrip()
 
 
 def _calendar_part(part: str, lowest: int) -> str:
@@ -204,56 +133,3 @@ def _quoted(word: str) -> str:
 
 def _unit_path(path: Path) -> str:
     return str(path).replace("%", "%%")
-
-
-def _kubernetes(jobs: Mapping[str, Job], place: Place) -> dict[str, str]:
-    if place.image is None or place.claim is None:
-        raise ValueError(
-            "k8s needs --image, with dqrm in it, and --claim, a volume with the jobs' folder"
-        )
-    store = _store(jobs)
-    return {
-        f"dqrm-{name}.yaml": dump_document(_cron_job(name, job, place, store))
-        for name, job in jobs.items()
-    }
-
-
-def _cron_job(name: str, job: Job, place: Place, store: str | None) -> dict[str, Any]:
-    container: dict[str, Any] = {
-        "name": "job",
-        "image": place.image,
-        "command": ["dqrm", "jobs", "run", name, "--file", place.file.name],
-        "workingDir": _MOUNT,
-        "volumeMounts": [{"name": "project", "mountPath": _MOUNT}],
-    }
-    if store:
-        container["env"] = [{"name": URI_VARIABLE, "value": store}]
-    pod = {
-        # Retries are the job's own: they are counted and recorded there.
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": _STOP_SECONDS,
-        "containers": [container],
-        "volumes": [{"name": "project", "persistentVolumeClaim": {"claimName": place.claim}}],
-    }
-    labels = {"app.kubernetes.io/name": "dqrm", "app.kubernetes.io/component": name}
-    spec: dict[str, Any] = {
-        "schedule": " ".join(crontab_fields(name, job)),
-        "timeZone": _zone(job),
-        # A second run waits for the first by itself.
-        "concurrencyPolicy": "Forbid" if job.overlap == "skip" else "Allow",
-        "jobTemplate": {
-            "spec": {
-                "backoffLimit": 0,
-                "template": {"metadata": {"labels": labels}, "spec": pod},
-            }
-        },
-    }
-    if job.missed == "skip":
-        seconds = int(job.grace.total_seconds())
-        spec["startingDeadlineSeconds"] = max(seconds, _SHORTEST_DEADLINE)
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "CronJob",
-        "metadata": {"name": f"dqrm-{name}", "labels": labels},
-        "spec": spec,
-    }

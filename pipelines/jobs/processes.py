@@ -1,7 +1,6 @@
 """Commands in process groups of their own, ended as a whole."""
 
 import contextlib
-import os
 import signal
 import subprocess
 import time
@@ -10,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from dqrm.pipelines.jobs.leash import MARK, Leash, kill_group
+
 STOP_SECONDS = 20.0
 """How long a command that was asked to stop may take to save what it has."""
-
-MARK = "DQRM_JOB_RUN"
-"""Variable by which the processes of a run are found again when their parent was killed."""
 
 _POLL_SECONDS = 0.2
 
@@ -39,12 +37,12 @@ def run_command(
     timeout: float | None,
     stop: Callable[[], int | None],
 ) -> Ended:
-    """Run a command to its end; nothing of its process group outlives the call.
+    """Run a command to its end; nothing of its process group outlives the call, or this process.
 
     Args:
         command: program and arguments.
         folder: where it starts.
-        environment: all its variables.
+        environment: all its variables; MARK among them.
         log: file for both of its outputs.
         timeout: seconds after which it is asked to stop, and later killed.
         stop: number of the signal by which this process was asked to end, or None.
@@ -52,6 +50,19 @@ def run_command(
     Raises:
         OSError: it cannot be started.
     """
+    with Leash(environment[MARK]) as leash:
+        return _run(leash, command, folder, environment, log, timeout, stop)
+
+
+def _run(
+    leash: Leash,
+    command: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    log: IO[bytes],
+    timeout: float | None,
+    stop: Callable[[], int | None],
+) -> Ended:
     process = subprocess.Popen(
         list(command),
         cwd=folder,
@@ -61,6 +72,7 @@ def run_command(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    leash.hold(process.pid)
     deadline = None if timeout is None else time.monotonic() + timeout
     timed_out, stopped = False, None
     try:
@@ -71,29 +83,11 @@ def run_command(
             stopped = stop()
             timed_out = deadline is not None and time.monotonic() > deadline
             if stopped is not None or timed_out:
-                _signal_group(process.pid, signal.SIGTERM)
+                kill_group(process.pid, signal.SIGTERM)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(STOP_SECONDS)
                 break
     finally:
-        _signal_group(process.pid, signal.SIGKILL)
+        kill_group(process.pid, signal.SIGKILL)
         process.wait()
     return Ended(process.returncode, timed_out, stopped)
-
-
-def kill_marked(mark: str) -> int:
-    """Kill what a killed process left running of a run; return how many processes there were."""
-    import psutil
-
-    count = 0
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(MARK) == mark:
-                process.kill()
-                count += 1
-    return count
-
-
-def _signal_group(group: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, number)

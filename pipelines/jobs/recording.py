@@ -96,11 +96,12 @@ class RunRecord:
             raise LookupError(f"the run has no metric {name}; it has: {known}")
         return float(metrics[name])
 
-    def finish(self, event: Event, status: Status, hook_fault: str) -> None:
+    def finish(self, event: Event, status: Status) -> None:
         """Record the outcome and the log, and end the run."""
         self._tracker.set_tags(
             {f"{JOB_TAG}.outcome": event.outcome, f"{JOB_TAG}.detail": event.detail}
-            | ({f"{JOB_TAG}.hook": f"failed: {hook_fault}"} if hook_fault else {})
+            | ({f"{JOB_TAG}.attempts": "; ".join(event.attempts)} if event.tries > 1 else {})
+            | ({f"{JOB_TAG}.hook": f"failed: {event.hook_fault}"} if event.hook_fault else {})
         )
         values = {"job/seconds": event.seconds, "job/tries": float(event.tries)}
         self._tracker.log_metrics(values, step=0)

@@ -10,14 +10,16 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
 from dqrm.pipelines.jobs.clock import Clock
-from dqrm.pipelines.jobs.config import Job, JobsFile, find_job
+from dqrm.pipelines.jobs.config import Job, JobsFile, find_job, require_one_machine
 from dqrm.pipelines.jobs.hooks import HookError, call_hook, program_path
-from dqrm.pipelines.jobs.processes import MARK, Ended, kill_marked, run_command
+from dqrm.pipelines.jobs.leash import MARK, kill_marked
+from dqrm.pipelines.jobs.processes import Ended, run_command
+from dqrm.pipelines.jobs.pruning import prune_logs
 from dqrm.pipelines.jobs.recording import RunRecord, settle
 from dqrm.pipelines.jobs.state import (
     Event,
@@ -75,6 +77,7 @@ def run_job(jobs: JobsFile, base: Path, name: str, moment: datetime, clock: Cloc
         ValueError: the run cannot be recorded.
     """
     job = find_job(jobs, name)
+    require_one_machine(name, job)
     folder = JobFolder(jobs.folder / name)
     with (
         stop_on_signals() as stop,
@@ -110,7 +113,7 @@ def _begin(folder: JobFolder, moment: datetime, clock: Clock) -> Running:
         state.running = Running(name, iso(moment), iso(clock.now()), starts)
         running = state.running
     if before is not None:
-        left = kill_marked(str(folder.run_dir(before.run)))
+        left = kill_marked(_mark(folder, before))
         if left:
             log.warning("killed %d processes that %s left running", left, before.run)
         if not again:
@@ -118,6 +121,11 @@ def _begin(folder: JobFolder, moment: datetime, clock: Clock) -> Running:
     if last is not None and last.run and last.run != running.run:
         settle(folder, last.run, last.outcome, STATUS[last.outcome])
     return running
+
+
+def _mark(folder: JobFolder, running: Running) -> str:
+    # Told apart by start: what ends the last one must not touch the next.
+    return f"{folder.run_dir(running.run)}#{running.starts}"
 
 
 def _free_name(state: JobState, moment: datetime) -> str:
@@ -152,7 +160,7 @@ class _Run:
         self.clock = clock
         self.stop = stop
         self.began = time.monotonic()
-        self.tries = 0
+        self.attempts: list[str] = []
         self.record: RunRecord | None = None
 
     def carry_out(self) -> Event:
@@ -179,9 +187,10 @@ class _Run:
             run=self.running.run,
             began=self.running.began,
             seconds=round(time.monotonic() - self.began, 3),
-            tries=self.tries,
+            tries=len(self.attempts),
             run_id=self.record.run_id if self.record else None,
             detail=detail,
+            attempts=self.attempts,
         )
         with self.folder.changing() as state:
             state.running = None
@@ -197,18 +206,22 @@ class _Run:
             outcome,
             f" ({detail})" if detail else "",
         )
-        told = "" if outcome in ("succeeded", "interrupted") else self._tell(event)
+        if outcome not in ("succeeded", "interrupted"):
+            event = self._tell(event)
         if self.record is None:
             settle(self.folder, self.running.run, outcome, STATUS[outcome])
         else:
-            self.record.finish(event, STATUS[outcome], told)
+            self.record.finish(event, STATUS[outcome])
+        prune_logs(self.folder, self.job.logs)
         return event
 
     def _try_all(self) -> tuple[Outcome, str]:
         wait = self.job.retries.wait.total_seconds()
         for left in reversed(range(self.job.retries.times + 1)):
-            self.tries += 1
+            began = time.monotonic()
+            self.attempts.append("goes on")
             ended = self._try_once()
+            self.attempts[-1] = f"{_words(ended)} after {time.monotonic() - began:.0f} s"
             if ended.stopped is not None:
                 return "interrupted", f"by signal {ended.stopped}"
             if ended.code == 0 and not ended.timed_out:
@@ -231,7 +244,7 @@ class _Run:
         command = self._command()
         with path.open("ab") as file:
             shown = " ".join(command)
-            file.write(f"=== {iso(self.clock.now())} try {self.tries}: {shown}\n".encode())
+            file.write(f"=== {iso(self.clock.now())} try {len(self.attempts)}: {shown}\n".encode())
             file.flush()
             try:
                 ended = run_command(
@@ -262,12 +275,11 @@ class _Run:
 
     def _environment(self) -> dict[str, str]:
         assert self.record is not None
-        run_dir = self.folder.run_dir(self.running.run)
         return {
             **os.environ,
             **self.record.environment(),
             "PATH": program_path(),
-            MARK: str(run_dir),
+            MARK: _mark(self.folder, self.running),
             "DQRM_JOB": self.folder.name,
             "DQRM_JOB_DATE": self.day.isoformat(),
             "DQRM_JOB_SCHEDULED": self.running.scheduled,
@@ -292,10 +304,10 @@ class _Run:
             time.sleep(min(_STOP_POLL_SECONDS, seconds))
         return self.stop() is not None
 
-    def _tell(self, event: Event) -> str:
-        """Call the hook; return what went wrong with it."""
+    def _tell(self, event: Event) -> Event:
+        """Call the hook; what goes wrong with it stands in the state beside the failure."""
         if self.job.on_failure is None:
-            return ""
+            return event
         path = self.folder.log(self.running.run)
         message: dict[str, object] = {
             "text": f"{self.folder.name} {event.outcome}: {event.detail}",
@@ -313,8 +325,11 @@ class _Run:
             call_hook(self.job.on_failure, message, self.base)
         except HookError as error:
             log.error("%s: nobody was told of the failure: %s", self.folder.name, error)
-            return str(error)
-        return ""
+            untold = replace(event, hook_fault=str(error))
+            with self.folder.changing() as state:
+                state.events = [untold if other == event else other for other in state.events]
+            return untold
+        return event
 
 
 def _words(ended: Ended) -> str:

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from dqrm.configuration import ConfigError
 from dqrm.pipelines.jobs.clock import Clock
-from dqrm.pipelines.jobs.config import Job, JobsFile, load_jobs
+from dqrm.pipelines.jobs.config import Job, JobsFile, load_jobs, require_one_machine
 from dqrm.pipelines.jobs.processes import STOP_SECONDS
 from dqrm.pipelines.jobs.state import Event, JobFolder, JobState, Outcome, iso
 from dqrm.training.stop import StopRequest, stop_on_signals
@@ -36,6 +36,7 @@ _LONGEST_SLEEP = 1.0
 _SHORTEST_SLEEP = 0.02
 _MOST_FAILED_STARTS = 5
 _RECORDING_SECONDS = 60.0
+_MOST_LOG_BYTES = 1 << 20
 
 
 def decide(job: Job, state: JobState, now: datetime, busy: bool) -> None:
@@ -96,6 +97,14 @@ def serve(file: Path, clock: Clock) -> int:
             return _Server(file, jobs, clock, stop).serve()
     finally:
         os.close(lock)
+
+
+def _log_of_starts(folder: JobFolder) -> Path:
+    """What runners wrote; begun anew when it has grown, with the last one beside it."""
+    path = folder.path / "runner.log"
+    if path.is_file() and path.stat().st_size > _MOST_LOG_BYTES:
+        path.replace(path.with_suffix(".log.old"))
+    return path
 
 
 @dataclass
@@ -163,6 +172,7 @@ class _Server:
             self.faults[name] = str(error)
 
     def _serve_job(self, name: str, job: Job) -> None:
+        require_one_machine(name, job)
         folder = JobFolder(self.jobs.folder / name)
         alive = self._alive(name, folder)
         busy = alive or folder.held()
@@ -178,7 +188,7 @@ class _Server:
             *(sys.executable, "-m", "dqrm", "jobs", "run", name),
             *("--file", str(self.file), "--date", moment),
         ]
-        with (folder.path / "runner.log").open("ab") as file:
+        with _log_of_starts(folder).open("ab") as file:
             # In a session of its own: Ctrl-C in the terminal is for the server alone.
             process = subprocess.Popen(
                 command,

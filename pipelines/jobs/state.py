@@ -58,6 +58,10 @@ class Event:
     run_id: str | None = None
     """In MLflow."""
     detail: str = ""
+    attempts: list[str] = field(default_factory=list)
+    """How each try ended."""
+    hook_fault: str = ""
+    """Why nobody could be told of the failure."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
-from datetime import UTC, datetime, timedelta
+import sys
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +15,12 @@ import pytest
 import yaml
 
 from dqrm.pipelines.jobs.config import load_jobs
-from dqrm.pipelines.jobs.export import crontab_fields, on_calendar
+from dqrm.pipelines.jobs.crontab import crontab_fields
+from dqrm.pipelines.jobs.export import on_calendar
+from dqrm.pipelines.jobs.state import JobFolder
+
+SCHEMAS = Path(__file__).parent / "schemas"
+PROGRAMS = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 SCHEDULES = {
     "nightly": {"cron": "30 2 * * *", "timezone": "Europe/Berlin"},
@@ -55,6 +62,9 @@ def test_lines_of_cron(jobs, dqrm):
         times = croniter.croniter(fields, start, ret_type=datetime)
         theirs = [times.get_next().astimezone(UTC) for _ in range(12)]
         assert theirs == list(islice(job.schedule.after(start.astimezone(UTC)), 12)), name
+    if crontab := shutil.which("crontab"):
+        Path("lines").write_text("\n".join(lines) + "\n")
+        subprocess.run([crontab, "-T", "lines"], check=True)
 
 
 def test_units_of_systemd(jobs, dqrm, monkeypatch):
@@ -100,33 +110,91 @@ def test_cron_jobs_of_kubernetes(jobs, dqrm):
     assert (spec["concurrencyPolicy"], spec["startingDeadlineSeconds"]) == ("Allow", 300)
     assert list(yaml.safe_load_all(dqrm(*call).output)) == [trees[f"dqrm-{n}"] for n in jobs]
 
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl is not installed")
-    # Without a server, this one reads a file by the types of the API: it refuses wrong values and
-    # drops what it does not know.
-    for name, ours in trees.items():
-        read = subprocess.run(
-            [
-                *(kubectl, "set", "image", "--local", "-o", "json", "-f", f"k8s/{name}.yaml"),
-                "job=registry/dqrm:2",
-            ],
-            capture_output=True,
+    check = validator("cronjob-batch-v1")
+    for tree in trees.values():
+        check.validate(tree)
+    # The schema refuses what the API would drop.
+    trees["dqrm-ten"]["spec"]["retries"] = 2
+    assert not check.is_valid(trees["dqrm-ten"])
+
+
+def validator(name):
+    """Of a schema whose source stands in it."""
+    import jsonschema
+
+    schema = json.loads((SCHEMAS / f"{name}.json").read_text())
+    return jsonschema.Draft7Validator(schema)
+
+
+BIG = {
+    "schedule": {"cron": "0 3 * * *", "timezone": "Europe/Berlin"},
+    "command": "dqrm train --print-config data.path=clicks/{{ yesterday }}",
+    "nodes": 2,
+    "timeout": "6h",
+    "retries": {"times": 2},
+    "tracking": {"experiment": "clicks", "uri": "http://mlflow:5000"},
+}
+
+
+@pytest.mark.slow
+def test_a_train_job_on_several_nodes(dqrm, tmp_path):
+    Path("jobs.yaml").write_text(json.dumps({"jobs": {"big": BIG, "one": {**BIG, "nodes": 1}}}))
+    for to in ("cron", "systemd"):
+        done = dqrm("jobs", "export", "big", "--to", to)
+        assert done.exit_code == 2
+        assert "jobs.big.nodes=2: only Kubernetes starts it" in done.output
+    assert "jobs.big.nodes=2: only Kubernetes" in dqrm("jobs", "run", "big").output
+    place = ("--image", "registry/dqrm:1", "--claim", "clicks", "--date", "2026-03-01")
+    text = dqrm("jobs", "export", "--to", "k8s", *place).output
+    assert "# A TrainJob does not keep these settings of the job: retries." in text
+    train, cron = yaml.safe_load_all(text)
+    assert cron["kind"] == "CronJob"
+    check = validator("trainjob-v1alpha1")
+    check.validate(train)
+    # Its rule for names, with the five letters that take the place of generateName's end.
+    rule = next(r["rule"] for r in check.schema["x-kubernetes-validations"] if "match" in r["rule"])
+    name = train["metadata"]["generateName"] + "x7f2k"
+    assert re.match(re.search("'(.*)'", rule)[1], name)
+    spec = train["spec"]
+    assert spec["runtimeRef"] == {"name": "torch-distributed"}
+    assert spec["activeDeadlineSeconds"] == 6 * 3600
+    trainer = spec["trainer"]
+    assert (trainer["numNodes"], trainer["numProcPerNode"]) == (2, 1)
+    variables = {entry["name"]: entry["value"] for entry in trainer["env"]}
+    assert variables["MLFLOW_TRACKING_URI"] == "http://mlflow:5000"
+    assert variables["MLFLOW_EXPERIMENT_NAME"] == "clicks"
+    # Two pods as they stand, with what the runtime tells torchrun, and the volume's folder as ours.
+    words = [*trainer["command"], *trainer["args"]]
+    assert words[3:6] == ["/project", "torchrun", "-m"]
+    words[3] = str(tmp_path)
+    # What torchrun is, for environments that see torch without having its programs.
+    Path("torchrun").write_text(f'#!/bin/sh\nexec {sys.executable} -m torch.distributed.run "$@"\n')
+    Path("torchrun").chmod(0o755)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pods = [
+        subprocess.Popen(
+            words,
+            cwd="/",
+            env=os.environ
+            | {"PATH": f"{PROGRAMS}:{tmp_path}", **variables}
+            | {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_NODE_RANK": str(rank)}
+            | {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
-            check=False,
         )
-        assert read.returncode == 0, read.stderr
-        theirs = json.loads(read.stdout.replace("registry/dqrm:2", "registry/dqrm:1"))
-        assert kept(ours, theirs) == ours
-
-
-def kept(ours, theirs):
-    """Those values of ours that are the same in theirs."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        return {key: kept(value, theirs[key]) for key, value in ours.items() if key in theirs}
-    if isinstance(ours, list) and isinstance(theirs, list):
-        return [kept(a, b) for a, b in zip(ours, theirs, strict=True)]
-    return theirs
+        for rank in range(2)
+    ]
+    try:
+        outputs = [pod.communicate(timeout=120)[0] for pod in pods]
+    finally:
+        for pod in pods:
+            pod.kill()
+            pod.wait()
+    assert [pod.returncode for pod in pods] == [0, 0], outputs
+    assert all("path: clicks/2026-02-28" in output for output in outputs)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +204,8 @@ def kept(ours, theirs):
         ({"schedule": {"every": "30s"}}, "systemd", "schedule.every: only parts of an hour"),
         ({"missed": "all", "overlap": "queue"}, "k8s", "missed=all: k8s catches up on one"),
         ({}, "k8s", "needs --image"),
+        ({"nodes": 2}, "k8s", "nodes=2: only a command `dqrm train`"),
+        ({"processes": 2}, "k8s", "processes=2: is of several nodes; for one machine write"),
     ],
 )
 def test_what_a_scheduler_cannot_do_is_refused(dqrm, job, to, message):
@@ -146,25 +216,50 @@ def test_what_a_scheduler_cannot_do_is_refused(dqrm, job, to, message):
     assert message in done.output
 
 
-def test_the_command_of_a_cron_job_runs_as_it_stands(dqrm, tmp_path):
-    tree = {"schedule": {"every": "6h"}, "command": "touch ran", "tracking": {"enabled": False}}
+def test_the_command_of_a_cron_job_runs_as_it_stands(dqrm, tmp_path, monkeypatch):
+    """In the folder of the volume; with its words, folder and variables alone."""
+    import sqlite3
+
+    store = f"sqlite:///{tmp_path / 'runs.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    tree = {"schedule": {"every": "6h"}, "command": "touch ran"}
     Path("jobs.yaml").write_text(json.dumps({"jobs": {"one": tree}}))
-    for to, extra in [("k8s", ("--image", "i", "--claim", "c")), ("cron", ())]:
-        text = dqrm("jobs", "export", "--to", to, *extra).output
-        if to == "k8s":
-            pod = yaml.safe_load(text)["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-            words, folder = pod["containers"][0]["command"], tmp_path
-            program = shutil.which(words[0])
-            if program is None:
-                continue
-            command = [program, *words[1:]]
-        else:
-            command = ["sh", "-c", text.splitlines()[-1].split(" ", 5)[5]]
-            folder = Path("/")
-        Path("ran").unlink(missing_ok=True)
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert Path("ran").exists()
-    assert datetime.now(UTC) - datetime.fromtimestamp(Path("ran").stat().st_mtime, UTC) < timedelta(
-        hours=1
+    text = dqrm("jobs", "export", "--to", "k8s", "--image", "i", "--claim", "c").output
+    cron_line = dqrm("jobs", "export", "--to", "cron").output.splitlines()[-1]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+    pod = yaml.safe_load(text)["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (mount,) = container["volumeMounts"]
+    assert container["workingDir"] == mount["mountPath"] == "/project"
+    words = [*container["command"], *container.get("args", [])]
+    given = {entry["name"]: entry["value"] for entry in container["env"]}
+    done = subprocess.run(
+        words,
+        cwd=tmp_path,
+        env={"PATH": PROGRAMS, "HOME": str(tmp_path), **given},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
+    assert done.returncode == 0, done.stderr
+    assert Path("ran").exists()
+    history = dqrm("jobs", "history", "one").output
+    assert "succeeded" in history
+    (event,) = JobFolder(tmp_path / "jobs" / "one").read().events
+    assert (event.outcome, event.tries) == ("succeeded", 1)
+    with sqlite3.connect(tmp_path / "runs.db") as database:
+        rows = database.execute("select status from runs where run_uuid = ?", [event.run_id])
+        assert rows.fetchall() == [("FINISHED",)]
+
+    # Cron's line: from any folder, through a shell.
+    tree["tracking"] = {"enabled": False}
+    Path("jobs.yaml").write_text(json.dumps({"jobs": {"one": tree}}))
+    Path("ran").unlink()
+    command = cron_line.split(" ", 5)[5]
+    done = subprocess.run(
+        ["sh", "-c", command], cwd="/", capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert Path("ran").exists()

@@ -100,7 +100,12 @@ def test_outcomes_exit_codes_and_logs(dqrm):
     assert done.exit_code == 0, done.output
     assert "\n2026-02-28\n" in dqrm("jobs", "logs", "good").output
     assert dqrm("jobs", "run", "again").exit_code == 0
-    assert job_folder("again").read().events[0].tries == 3
+    event = job_folder("again").read().events[0]
+    assert event.tries == 3
+    assert [how.partition(" after")[0] for how in event.attempts] == ["exit code 1"] * 2 + [
+        "exit code 0"
+    ]
+    assert "try 2: exit code 1 after" in dqrm("jobs", "history", "again").output
     log = dqrm("jobs", "logs", "again").output
     assert [line for line in log.splitlines() if line.startswith("tries")][-1] == "tries xxx"
     for name, code, outcome in [
@@ -116,6 +121,7 @@ def test_outcomes_exit_codes_and_logs(dqrm):
     assert (told["job"], told["outcome"], told["tries"]) == ("bad", "failed", 1)
     assert Path(told["log"]).is_file()
     assert job_folder("gated").read().events[0].tries == 1
+    assert "nobody was told: exit code 1 nobody home" in dqrm("jobs", "history", "deaf").output
     assert "failed" in dqrm("jobs", "history", "bad").output
     listed = dqrm("jobs", "list").output
     assert "gate not met" in listed
@@ -139,6 +145,39 @@ def test_the_time_out_takes_the_whole_process_group(dqrm):
     assert dqrm("jobs", "run", "tree").exit_code == 1
     assert outcomes("tree") == ["timed out"]
     wait_until(lambda: not alive(int(Path("child").read_text())), "the child is dead")
+
+
+def test_the_command_goes_with_its_runner(processes):
+    """Killed, a runner can do nothing; all that its command started goes within moments."""
+    child = (
+        "open('child', 'w').write(str(__import__('os').getpid())); __import__('time').sleep(600)"
+    )
+    code = f"""
+        import os, pathlib, subprocess, sys, time
+        # As torchrun does: a session of its own.
+        subprocess.Popen([sys.executable, '-c', {child!r}], start_new_session=True)
+        pathlib.Path('parent').write_text(str(os.getpid()))
+        time.sleep(600)
+        """
+    write_jobs(one={"command": python(code)})
+    runner = processes("run", "one")
+    wait_until(lambda: Path("child").is_file() and Path("child").read_text(), "all have begun")
+    started = [int(Path(name).read_text()) for name in ("parent", "child")]
+    leashes = [p.pid for p in psutil.Process(runner.pid).children()]
+    assert all(alive(pid) for pid in started)
+    runner.kill()
+    runner.wait()
+    wait_until(lambda: not any(map(alive, [*started, *leashes])), "they are gone")
+
+
+def test_old_logs_go_but_that_of_the_last_failure(dqrm):
+    code = "import os, sys; sys.exit(os.environ['DQRM_JOB_DATE'] == '2026-03-02')"
+    write_jobs(one={"command": python(code), "logs": {"keep": 2}})
+    for day in range(1, 6):
+        dqrm("jobs", "run", "one", "--date", f"2026-03-0{day}")
+    logs = sorted(path.name[:8] for path in Path("jobs/one/logs").iterdir())
+    assert logs == ["20260302", "20260304", "20260305"]
+    assert outcomes("one").count("failed") == 1
 
 
 WAITING = """
