@@ -11,6 +11,10 @@ _COMMANDS = {
     "data": ("dqrm.cli.data:data", "Prepare, describe, apply and generate data sets."),
     "train": ("dqrm.cli.train:train", "Train a model and record the run."),
     "eval": ("dqrm.cli.eval:evaluate", "Measure a trained model on a prepared data set."),
+    "compare": (
+        "dqrm.cli.compare:compare",
+        "Show runs side by side: metrics, settings that differ, pictures.",
+    ),
     "profile": (
         "dqrm.cli.profile:profile",
         "Show a model's parameters, bytes, MACs and time, module by module.",

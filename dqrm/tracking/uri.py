@@ -7,6 +7,9 @@ from urllib.parse import urlsplit
 DEFAULT_URI = "sqlite:///mlflow.db"
 DEFAULT_EXPERIMENT = "dqrm"
 
+LOCAL_PAGE = "http://127.0.0.1:5000"
+"""Where ``dqrm ui`` listens unless told otherwise."""
+
 _SQL = ("postgresql", "mysql", "mssql", "sqlite")
 
 
@@ -60,6 +63,13 @@ def run_url(uri: str, experiment_id: str, run_id: str) -> str | None:
     if uri.startswith(("http://", "https://")):
         return f"{uri}/#/experiments/{experiment_id}/runs/{run_id}"
     return None
+
+
+def page_of(uri: str, experiment_id: str, run_id: str) -> str:
+    """Return the page of a run; of a store without a server, where ``dqrm ui`` shows it."""
+    page = run_url(uri, experiment_id, run_id) or run_url(LOCAL_PAGE, experiment_id, run_id)
+    assert page is not None
+    return page
 
 
 def _absolute_sqlite(uri: str, source: str) -> str:

@@ -5,6 +5,7 @@
     checkpoints/            see dqrm.training.checkpoint
     artifact/               the packed model, ready to serve
     plots/                  curves and calibration
+    measurements.json       calibration and tables, for comparing runs
     summary.json            the result; its presence means the run is complete
 """
 
@@ -26,6 +27,12 @@ from dqrm.models.sizes import ModelSizes
 from dqrm.runtime import prepare_threads
 from dqrm.serving.artifact import save_artifact
 from dqrm.serving.predictor import ARTIFACT_FILE
+from dqrm.tracking.measurements import (
+    MEASUREMENTS_FILE,
+    TableMeasurement,
+    calibration_of,
+    write_measurements,
+)
 from dqrm.tracking.plots import plot_calibration, plot_curves
 from dqrm.tracking.tracker import DatasetRecord, NullTracker, Tracker, start_tracker
 from dqrm.training.checkpoint import Checkpoint
@@ -36,6 +43,7 @@ from dqrm.training.metrics import Metrics, measure
 from dqrm.training.setup import Run, set_up
 from dqrm.training.sharded_optimizer import ShardedOptimizer
 from dqrm.training.stop import stop_on_signals
+from dqrm.training.table_errors import measured_tables
 from dqrm.training.world import World, join_world
 
 log = logging.getLogger(__name__)
@@ -119,6 +127,7 @@ def train(
             number = stop.signal or signal.SIGTERM
             name = signal.Signals(number).name
             log.info("stopped by %s after step %d; resume with --resume", name, run.state.step)
+            tracker.describe(_stopped(name, run))
             return _result(run, None, tracker, interrupted=number)
         test = None
         if world.is_main:
@@ -141,9 +150,15 @@ def _describe_run(tracker: Tracker, run: Run, world: World) -> None:
     """Record what is known before the first step."""
     config, dataset, sizes = run.config, run.dataset, run.sizes
     params = config.model_dump(mode="json", exclude={"name", "output", "tracking"})
-    tracker.log_params(
-        {**params, "bits": config.quant.bits, "seed": config.train.seed, "world_size": world.size}
-    )
+    # Where MLflow compares runs, these are axes and groups.
+    facts = {
+        "bits": config.quant.bits,
+        "seed": config.train.seed,
+        "world_size": world.size,
+        "steps_per_epoch": _steps_per_epoch(run),
+    }
+    tracker.log_params({**params, **facts})
+    tracker.describe(f"{_recipe(config)}, seed {config.train.seed}.")
     tracker.log_artifact(run.run_dir / "config.yaml")
     manifest = dataset.manifest
     for split, info in manifest.splits.items():
@@ -214,23 +229,26 @@ def _conclude(
     best = _best(trainer, run)
     plots = run_dir / "plots"
     plots.mkdir(exist_ok=True)
-    test = None
+    test, calibration = None, []
     if predictions is not None:
         logits, labels = predictions
         test = measure(logits, labels)
         tracker.log_metrics(test.as_dict("test/"), state.step)
-        figure = plot_calibration(torch.sigmoid(logits).numpy(), labels.numpy())
+        predicted = torch.sigmoid(logits).numpy()
+        calibration = calibration_of(predicted, labels.numpy())
+        figure = plot_calibration(predicted, labels.numpy())
         figure.savefig(plots / "calibration.png", dpi=120)
     plot_curves(state.history).savefig(plots / "curves.png", dpi=120)
     encoder = RowEncoder.from_dataset(dataset.path)
     artifact = run_dir / "artifact"
+    tables: list[TableMeasurement] = []
     packed_bytes = save_artifact(
         artifact / ARTIFACT_FILE,
         trainer.model,
         config.model,
         encoder,
         state.features_digest,
-        tables=best.tables(trainer.model),
+        tables=measured_tables(best.tables(trainer.model), tables),
     )
     assert packed_bytes == sizes.packed_bytes, (packed_bytes, sizes.packed_bytes)
     summary = {
@@ -239,13 +257,17 @@ def _conclude(
         "test": None if test is None else test.as_dict(),
         "fp32_bytes": sizes.fp32_bytes,
         "packed_bytes": packed_bytes,
+        "training_bytes": sizes.training_bytes,
+        "world_size": trainer.world.size,
         "samples_per_second": state.samples / state.train_seconds,
         "dataset_digest": state.dataset_digest,
         "run_id": tracker.run_id,
     }
+    write_measurements(run_dir / MEASUREMENTS_FILE, _steps_per_epoch(run), calibration, tables)
     write_json(run_dir / "summary.json", summary)
     for path in sorted(plots.iterdir()):
         tracker.log_artifact(path, "plots")
+    tracker.log_artifact(run_dir / MEASUREMENTS_FILE)
     tracker.log_artifact(run_dir / "summary.json")
     if config.tracking.checkpoint:
         tracker.log_artifact(best.path, "checkpoints")
@@ -256,7 +278,6 @@ def _conclude(
 
 def _outcome(test: Metrics | None, sizes: ModelSizes, config: RunConfig) -> str:
     """Two lines for a person who scans the list of runs."""
-    bits = "FP32" if config.quant.bits == 32 else f"INT{config.quant.bits}"
     quality = (
         "no test split"
         if test is None
@@ -265,7 +286,23 @@ def _outcome(test: Metrics | None, sizes: ModelSizes, config: RunConfig) -> str:
     size = f"{sizes.packed_bytes:,} bytes packed"
     if sizes.packed_bytes < sizes.fp32_bytes:
         size += f", {sizes.fp32_bytes / sizes.packed_bytes:.1f} times smaller than FP32"
-    return f"{bits} {config.optim.name} on {config.data.path}: {quality}.\n{size}."
+    return f"{_recipe(config)}: {quality}.\n{size}."
+
+
+def _stopped(signal_name: str, run: Run) -> str:
+    """The same of a run that a signal ended."""
+    state, best = run.state, run.state.best_validation()
+    quality = f"; best validation AUC so far {best.auc:.4f}" if best else ""
+    return f"{_recipe(run.config)}: stopped by {signal_name} after step {state.step}{quality}."
+
+
+def _recipe(config: RunConfig) -> str:
+    bits = "FP32" if config.quant.bits == 32 else f"INT{config.quant.bits}"
+    return f"{bits} {config.optim.name} on {config.data.path}"
+
+
+def _steps_per_epoch(run: Run) -> int:
+    return run.dataset.split("train").num_batches(run.config.data.batch_size)
 
 
 def _result(

@@ -52,6 +52,7 @@ def test_the_commands_are_these() -> None:
         *("jobs validate", "jobs list", "jobs run", "jobs serve", "jobs pause", "jobs resume"),
         *("jobs history", "jobs logs", "jobs export"),
         "bench transformers",
+        "compare",
         *("ui", "doctor", "tracking sync", "completion"),
         *("pipeline run", "pipeline validate", "pipeline ls", "pipeline import", "profile"),
     }

@@ -95,6 +95,7 @@ def test_the_model_learns_and_is_selected_on_validation(whole, clicks_data):
         "checkpoints",
         "artifact",
         "plots",
+        "measurements.json",
         "summary.json",
     }
     # The run's own packed model, measured again, gives the reported figure exactly.

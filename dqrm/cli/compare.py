@@ -1,0 +1,69 @@
+"""``dqrm compare``: runs side by side."""
+
+import shutil
+from pathlib import Path
+
+import click
+
+from dqrm.cli.framework import DqrmCommand
+
+_EXAMPLES = [
+    ("dqrm compare fp32 int4", "two runs, by the names of their folders"),
+    ("dqrm compare runs/* --html report.html", "with pictures, in one file for a browser"),
+    ("dqrm compare --experiment census --best 5", "the best of an MLflow experiment"),
+    ("dqrm compare --best 3 --by test/log_loss --log", "the report goes into MLflow as well"),
+]
+
+
+@click.command("compare", cls=DqrmCommand, examples=_EXAMPLES)
+@click.argument("words", nargs=-1, metavar="[RUN]...")
+@click.option("--experiment", metavar="NAME", help="MLflow experiment the runs are in.")
+@click.option(
+    "--best", type=click.IntRange(min=1), metavar="N", help="The best N runs, instead of RUN."
+)
+@click.option(
+    "--by",
+    metavar="METRIC",
+    default="best/val_auc",
+    show_default=True,
+    help="Metric that --best sorts by.",
+)
+@click.option("--tracking-uri", metavar="URI", help="MLflow store or server the runs are in.")
+@click.option(
+    "--html", "html", type=click.Path(path_type=Path), metavar="FILE", help="Write a report."
+)
+@click.option(
+    "--json", "json_", type=click.Path(path_type=Path), metavar="FILE", help="Write all as JSON."
+)
+@click.option("--log", is_flag=True, help="Record table and report in MLflow, as a run.")
+def compare(
+    words: tuple[str, ...],
+    experiment: str | None,
+    best: int | None,
+    by: str,
+    tracking_uri: str | None,
+    html: Path | None,
+    json_: Path | None,
+    log: bool,
+) -> None:
+    """Show runs side by side: metrics, settings that differ, pictures.
+
+    RUN is a folder, the name of a run, its MLflow id, or a unique beginning of these; a pipeline's
+    folder stands for its stages. Runs that differ in the seed only are one line of means.
+    """
+    if bool(words) == (best is not None):
+        raise click.UsageError("name runs, or let --best N choose them")
+
+    from dqrm.comparison.differences import grouped
+    from dqrm.comparison.find import Finder
+    from dqrm.comparison.table import comparison_text
+
+    finder = Finder(tracking_uri, experiment)
+    runs = finder.find(words) if best is None else finder.best(by, best)
+    groups = grouped(runs)
+    click.echo(comparison_text(runs, groups, shutil.get_terminal_size().columns), nl=False)
+    if json_ is not None:
+        from dqrm.comparison.machine import comparison_fields
+        from dqrm.data.files import write_json
+
+        write_json(json_, comparison_fields(runs, groups))
