@@ -188,20 +188,24 @@ class Manifest(_Strict):
         return _digest(content)
 
     @property
-    def features_digest(self) -> str:
-        """Content id of what a model sees, 32 hexadecimal digits: columns and vocabularies.
-
-        Data sets that agree in it can be read by the same model: the one it was trained on, and
-        new rows prepared with its vocabularies.
-        """
-        content = {
+    def features(self) -> dict[str, Any]:
+        """What a model sees, as JSON: dense columns; name, rows, multi_hot, digest of tables."""
+        return {
             "dense": [column.model_dump(mode="json") for column in self.schema_.dense],
             "tables": [
                 [table.name, table.num_rows, table.multi_hot, table.vocabulary_digest]
                 for table in self.tables
             ],
         }
-        return _digest(content)
+
+    @property
+    def features_digest(self) -> str:
+        """Content id of `features`, 32 hexadecimal digits.
+
+        Data sets that agree in it can be read by the same model: the one it was trained on, and
+        new rows prepared with its vocabularies.
+        """
+        return _digest(self.features)
 
     def write(self, folder: Path) -> None:
         """Write `dataset.json` atomically: it appears complete or not at all."""

@@ -25,7 +25,7 @@ from dqrm.data.stages import (
     parse_part,
     recount,
 )
-from dqrm.data.vocabulary import ShardKeys, merge_vocabulary
+from dqrm.data.vocabulary import ShardKeys, merge_vocabulary, new_ids
 from dqrm.data.workspace import MALFORMED_FILE, Workspace
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class Preparation:
     parts: list[Part] = field(default_factory=list)
     unknown_rates: dict[str, float] = field(default_factory=dict)
     """Share of look-ups of id 0, by column with a vocabulary."""
+    new_ids: dict[str, int] = field(default_factory=dict)
+    """Values that got an id after those of the base, by column with a vocabulary."""
     malformed_count: int = 0
     bytes_read: int = 0
 
@@ -209,7 +211,7 @@ class Preparation:
         ]
         memory_bytes = job.config.merge_bytes // pool.workers
         columns = [
-            (column, at, shards, memory_bytes, self._vocabulary(column), job.remap(at))
+            (column, at, shards, memory_bytes, self._vocabulary(column), job.remap(at), job.base)
             for at, column in enumerate(table_columns(job.schema))
             if column.hash_buckets is None
         ]
@@ -246,6 +248,13 @@ class Preparation:
             if name not in splits:
                 _log.warning("%s: no row falls into the %s split", output, name)
         finish.place_vocabularies(job, output, job.vocabularies or job.work / VOCABULARY_FOLDER)
+        if job.base is not None:
+            folder = output / VOCABULARY_FOLDER
+            self.new_ids = {
+                column.name: new_ids(folder / column.vocabulary_file, job.base)
+                for column in job.schema.categorical
+                if column.hash_buckets is None
+            }
         lines = list(self.malformed_lines())
         if lines:
             malformed.write_malformed(output / MALFORMED_FILE, lines)

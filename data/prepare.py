@@ -32,6 +32,7 @@ from dqrm.data.preparation import FRAME_NAME, Preparation, Progress
 from dqrm.data.sources import Source, open_source
 from dqrm.data.splits import file_codes
 from dqrm.data.stages import ENCODED, PARSED, RECOUNTED, REMAP, Job
+from dqrm.data.vocabulary import Base
 from dqrm.data.workspace import Workspace
 from dqrm.kernels.cpu import announce_fallback, native_available
 
@@ -67,6 +68,8 @@ class PrepareReport:
     """The first few; all of them are in malformed.tsv in the data set's folder."""
     unknown_rates: dict[str, float]
     """Share of look-ups of id 0 by column with a vocabulary, over all splits."""
+    new_ids: dict[str, int]
+    """Values that got an id after those of the base, by column; empty without a base."""
     wall_seconds: float
     cpu_seconds: float
     """Processor time of this call and of the workers; loading the libraries is not counted."""
@@ -81,6 +84,7 @@ def prepare(
     output: Path | str,
     config: PrepareConfig,
     *,
+    base: Base | None = None,
     overwrite: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> PrepareReport:
@@ -89,11 +93,15 @@ def prepare(
     A run that was killed is continued by the same call; the result is the same, byte for byte.
     Work on a frame is not continued. overwrite drops what `output` holds, finished or not.
 
+    base: vocabularies to begin with, see `dqrm.data.base`; ids in them stay what they are.
+
     Raises:
         ValueError: a source cannot be read, lacks a column or has too many malformed lines; the
             split leaves no training row; or `output` holds something else. No data set is left.
     """
-    return run(sources, output, config, config.split, None, overwrite=overwrite, progress=progress)
+    return run(
+        sources, output, config, config.split, None, base, overwrite=overwrite, progress=progress
+    )
 
 
 def run(
@@ -102,6 +110,7 @@ def run(
     config: PrepareConfig,
     split: SplitConfig | str,
     vocabularies: Path | None,
+    base: Base | None = None,
     *,
     overwrite: bool,
     progress: Callable[[Progress], None],
@@ -113,12 +122,13 @@ def run(
     opened, frame = _open(sources, config)
     names = [str(source.path) for source in opened] or [FRAME_NAME]
     codes = [0] * len(names) if isinstance(split, str) else file_codes(split, names)
-    plan = _plan(config, opened, split, vocabularies)
+    plan = _plan(config, opened, split, vocabularies, base)
     with Workspace(Path(output), plan, overwrite=overwrite) as workspace:
         for folder in (PARSED, RECOUNTED, ENCODED, REMAP, VOCABULARY_FOLDER):
             workspace.folder(folder)
-        job = Job(workspace.path, config.resolved_schema, config, split, vocabularies)
-        work = Preparation(job, workspace, opened, names, codes, frame, progress, settings(config))
+        job = Job(workspace.path, config.resolved_schema, config, split, vocabularies, base)
+        chosen = settings(config) | _base_settings(base)
+        work = Preparation(job, workspace, opened, names, codes, frame, progress, chosen)
         pool = Pool(config.workers or _default_workers(opened, frame), workspace.lock)
         try:
             with pool:
@@ -140,6 +150,7 @@ def run(
         malformed=work.malformed_count,
         malformed_examples=tuple(islice(work.malformed_lines(), 5)),
         unknown_rates=work.unknown_rates,
+        new_ids=work.new_ids,
         wall_seconds=time.monotonic() - started,
         cpu_seconds=time.process_time() - cpu_started + pool.cpu_seconds,
         peak_bytes=peak_bytes() + pool.peak_bytes,
@@ -183,7 +194,11 @@ def _open(
 
 
 def _plan(
-    config: PrepareConfig, sources: Sequence[Source], split: Any, vocabularies: Path | None
+    config: PrepareConfig,
+    sources: Sequence[Source],
+    split: Any,
+    vocabularies: Path | None,
+    base: Base | None,
 ) -> dict[str, Any]:
     """What must be the same for one run to continue another."""
     plan: dict[str, Any] = {
@@ -193,11 +208,19 @@ def _plan(
         "sources": [[str(source.path), source.bytes, source.modified] for source in sources],
         "split": split if isinstance(split, str) else None,
         "vocabularies": None if vocabularies is None else str(vocabularies),
+        **_base_settings(base),
     }
     if not sources:
         # A frame lives in one process; nothing tells whether another one is the same.
         plan["frame"] = os.urandom(8).hex()
     return plan
+
+
+def _base_settings(base: Base | None) -> dict[str, Any]:
+    """What the manifest says of the base; without one nothing."""
+    if base is None:
+        return {}
+    return {"base": {"features_digest": base.features_digest, "grows": base.grows}}
 
 
 def settings(config: PrepareConfig) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from dqrm.data.sources import (
     read_compressed,
 )
 from dqrm.data.splits import TRAIN, U8, ShardKey, assign
-from dqrm.data.vocabulary import Vocabularies, range_order, read_remap
+from dqrm.data.vocabulary import Base, Vocabularies, range_order, read_remap
 from dqrm.kernels.delimited import parse_delimited
 
 PARSED, RECOUNTED, ENCODED, REMAP = "parsed", "recounted", "encoded", "remap"
@@ -60,6 +60,8 @@ class Job:
     """How to split, or the name of the one split that takes all rows."""
     vocabularies: Path | None = None
     """Folder of ready vocabularies; rows are then encoded as soon as they are parsed."""
+    base: Base | None = None
+    """Vocabularies that those of the rows begin with."""
 
     @property
     def split_is_known(self) -> bool:

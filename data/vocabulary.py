@@ -33,6 +33,18 @@ _MAX_KEYS = 2**31 - 2
 
 
 @dataclass(frozen=True)
+class Base:
+    """The vocabularies that those of new rows begin with."""
+
+    folder: Path
+    """Holds COLUMN.npy of every column that is not hashed."""
+    features_digest: str
+    """Of the data set that they are of."""
+    grows: bool
+    """Whether values that are new get ids, after all that there are; otherwise they get id 0."""
+
+
+@dataclass(frozen=True)
 class ShardKeys:
     """Where a shard keeps its keys and its training counts of them."""
 
@@ -48,10 +60,12 @@ def merge_vocabulary(
     memory_bytes: int,
     vocabulary_file: Path,
     remap_file: Path,
+    base: Base | None = None,
 ) -> None:
     """Write the vocabulary of table column `at` and the id of every shard's every key.
 
-    vocabulary_file: uint64 [size], by descending training count, ties by ascending key.
+    vocabulary_file: uint64 [size], by descending training count, ties by ascending key; those of
+        `base`, in their order, come before all others.
     remap_file: plain int32, for all shards one after the other, ids of their keys.
 
     Needs memory_bytes plus 48 bytes for each key of the vocabulary.
@@ -70,9 +84,14 @@ def merge_vocabulary(
     entries = sum(record.length(name_keys) for record in records)
     parts = min(max(1, -(-entries * _ENTRY_BYTES // memory_bytes)), _RANGE)
 
+    known = (
+        np.zeros(0, np.uint64) if base is None else load_keys(base.folder / vocabulary_file.name)
+    )
+    known_index = KeyIndex(known)
+    room = None if column.max_size is None else max(0, column.max_size - len(known))
     kept = np.zeros(0, np.uint64)
     kept_counts = np.zeros(0, np.int64)
-    for low, high in _ranges(parts):
+    for low, high in _ranges(parts if base is None or base.grows else 0):
         keys: list[U64] = []
         counts: list[npt.NDArray[np.uint32]] = []
         for record, count_record in zip(records, counted, strict=True):
@@ -84,18 +103,20 @@ def merge_vocabulary(
         found, totals = _add_up(keys, counts)
         # A value only seen outside training is as unknown as one never seen.
         frequent = totals >= (column.min_frequency or 1)
+        if len(known):
+            frequent &= known_index.lookup(found) == 0
         kept = np.concatenate([kept, found[frequent]])
         kept_counts = np.concatenate([kept_counts, totals[frequent]])
-        if column.max_size is not None and len(kept) > column.max_size:
-            best = _by_count(kept, kept_counts)[: column.max_size]
+        if room is not None and len(kept) > room:
+            best = _by_count(kept, kept_counts)[:room]
             kept, kept_counts = kept[best], kept_counts[best]
-    if len(kept) > _MAX_KEYS:
+    if len(known) + len(kept) > _MAX_KEYS:
         raise ValueError(
-            f"column {column.name!r}: {len(kept)} values; ids number at most {_MAX_KEYS}; "
-            "set max_size, min_frequency or hash_buckets"
+            f"column {column.name!r}: {len(known) + len(kept)} values; ids number at most "
+            f"{_MAX_KEYS}; set max_size, min_frequency or hash_buckets"
         )
-    vocabulary = kept[_by_count(kept, kept_counts)]
-    del kept, kept_counts
+    vocabulary = np.concatenate([known, kept[_by_count(kept, kept_counts)]])
+    del kept, kept_counts, known_index
     save_keys(vocabulary_file, vocabulary)
     _write_remap(remap_file, records, name_keys, vocabulary, parts)
 
@@ -110,7 +131,7 @@ def range_order(keys: U64) -> I64:
 
 
 def _ranges(parts: int) -> Iterator[tuple[int, int]]:
-    """Bounds [low, high) of equal parts of the first 16 bits of keys."""
+    """Bounds [low, high) of equal parts of the first 16 bits of keys; none of no parts."""
     for part in range(parts):
         yield part * _RANGE // parts, (part + 1) * _RANGE // parts
 
@@ -176,6 +197,11 @@ def _write_remap(
             np.take(ids, index.lookup(keys[wanted]), out=remap[place], mode="clip")
     del remap
     temporary.replace(path)
+
+
+def new_ids(vocabulary: Path, base: Base) -> int:
+    """How many keys of a vocabulary follow those of the base."""
+    return len(load_keys(vocabulary)) - len(load_keys(base.folder / vocabulary.name))
 
 
 def read_remap(path: Path, start: int, count: int) -> npt.NDArray[np.int32]:

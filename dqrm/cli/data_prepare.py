@@ -26,6 +26,10 @@ _EXAMPLES = [
         "Criteo Terabyte, the last day for the test",
     ),
     (
+        "dqrm data prepare today.parquet -o prepared/today --base prepared/yesterday",
+        "columns and ids of an earlier data set; new values get ids after them",
+    ),
+    (
         "dqrm data prepare clicks.csv -o prepared/clicks --config clicks.yaml min_frequency=5",
         "your own columns, described in a file; `dqrm config --for prepare` writes a first one",
     ),
@@ -69,12 +73,26 @@ def split_arguments(arguments: tuple[str, ...]) -> tuple[list[str], list[str]]:
     required=True,
     help="Folder to write; train on it with data.path.",
 )
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="Prepared data set whose ids are kept; its columns too, unless --config says them.",
+)
+@click.option(
+    "--growth",
+    type=click.Choice(["append", "none"]),
+    default="append",
+    show_default=True,
+    help="With --base: values it does not know get ids after all of its own, or none.",
+)
 @click.option("--overwrite", is_flag=True, help="Drop what the folder holds, finished or not.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def prepare(
     arguments: tuple[str, ...],
     source: str | None,
     output: Path,
+    base: Path | None,
+    growth: str,
     overwrite: bool,
     as_json: bool,
 ) -> None:
@@ -93,7 +111,18 @@ def prepare(
     from dqrm.data.prepare import prepare as run
 
     files, overrides = split_arguments(arguments)
+    begins_with = None
+    if base is not None:
+        from dqrm.data.base import base_of, inherited, require_same_features
+        from dqrm.yaml_text import dump_value
+
+        begins_with, manifest = base_of(base, grows=growth == "append")
+        if source is None:
+            given = [f"{key}={dump_value(value)}" for key, value in inherited(manifest).items()]
+            overrides = [*given, *overrides]
     config = load(PrepareConfig, source, overrides)
+    if begins_with is not None:
+        require_same_features(config.resolved_schema, manifest.schema_, str(base))
     if not files:
         raise click.UsageError("name at least one file to prepare")
     with ProgressDisplay() as display:
@@ -101,6 +130,7 @@ def prepare(
             files,
             output,
             config,
+            base=begins_with,
             overwrite=overwrite,
             progress=lambda p: display.show(p.phase, p.done, p.total, p.unit),
         )
@@ -125,6 +155,8 @@ def print_report(report: "PrepareReport", as_json: bool) -> None:
             f"bound {bytes_text(report.memory_bound_bytes)}",
         ),
     ]
+    if report.new_ids:
+        rows.insert(4, ("new ids", f"{sum(report.new_ids.values()):,} values not in the base"))
     if report.split_rows.get("train"):
         rows.append(("train on it", f"dqrm train data.path={report.path}"))
     else:

@@ -59,6 +59,8 @@ class TrainState:
     history: list[dict[str, float]] = field(default_factory=list)
     dataset_digest: str = ""
     features_digest: str = ""
+    features: dict[str, Any] = field(default_factory=dict)
+    """Columns and tables of the data; see Manifest.features."""
 
     def best_validation(self) -> Metrics | None:
         """Return what validation measured at the best step, if there was one."""
@@ -85,7 +87,7 @@ class Checkpoint:
 
     def load_model(self, model: DLRM) -> None:
         """Put the parameters into ``model``; shapes and types must agree."""
-        tensors = _load_tensors(self.path / "model.safetensors")
+        tensors = self.model_tensors()
         if isinstance(model.emb_l, ShardedEmbeddingBags):
             try:
                 model.emb_l.load_whole(self._tables())
@@ -108,6 +110,16 @@ class Checkpoint:
         if isinstance(model.emb_l, EmbeddingBagCollection | ShardedEmbeddingBags):
             model.emb_l.restore_scales()
 
+    def model_tensors(self) -> dict[str, torch.Tensor]:
+        """Return parameters and buffers by name, mapped into memory."""
+        return _load_tensors(self.path / "model.safetensors")
+
+    def optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the optimizer's state by name, without that of the random generator."""
+        tensors = _load_tensors(self.path / "optimizer.safetensors")
+        del tensors["rng.torch"]
+        return tensors
+
     def tables(self, model: DLRM) -> Iterator[EmbeddingBagCollection]:
         """Yield the tables of a model in their order, one at a time, with the values saved here.
 
@@ -122,7 +134,7 @@ class Checkpoint:
 
     def _tables(self) -> dict[str, torch.Tensor]:
         """Return the state of the collection of all tables; rows are read when they are needed."""
-        tensors = _load_tensors(self.path / "model.safetensors")
+        tensors = self.model_tensors()
         prefix = "emb_l."
         return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 

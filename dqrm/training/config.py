@@ -1,5 +1,6 @@
 """How to optimize, how long, when to evaluate and what to keep."""
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -55,6 +56,10 @@ class TrainingConfig(Settings):
 
     seed: NonNegativeInt = 0
     """Seeds initialisation, the order of rows and dropout."""
+
+    warm_start: Path | None = None
+    """Begin with the model, and the optimizer's state, of this run or checkpoint; its data must
+    have been the base of this data (`dqrm data prepare --base`), or the same."""
 
     eval_every: PositiveInt | None = None
     """Steps between validations; one validation per epoch when not given."""

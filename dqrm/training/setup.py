@@ -21,6 +21,7 @@ from dqrm.training.optimizer import Optimizer
 from dqrm.training.resume import find_checkpoint, refuse_changes
 from dqrm.training.sharded_optimizer import ShardedOptimizer
 from dqrm.training.sharding import choose_placement
+from dqrm.training.warm_start import check_start, start_from
 from dqrm.training.world import World
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ def set_up(
         checkpoint = find_checkpoint(resume, config) if resume else None
         if checkpoint is not None:
             refuse_changes(checkpoint, config, dataset.manifest.digest)
+        elif config.train.warm_start is not None:
+            check_start(config.train.warm_start, dataset)
         run_dir = checkpoint.run_dir if checkpoint else _new_run_folder(config, recipe)
         chosen = str(run_dir), "" if checkpoint is None else str(checkpoint.path)
         world.from_main("\n".join(chosen))
@@ -81,7 +84,11 @@ def set_up(
     config = config.model_copy(update={"name": run_dir.name, "output": run_dir.parent})
     manifest = dataset.manifest
     state = (
-        TrainState(dataset_digest=manifest.digest, features_digest=manifest.features_digest)
+        TrainState(
+            dataset_digest=manifest.digest,
+            features_digest=manifest.features_digest,
+            features=manifest.features,
+        )
         if checkpoint is None
         else checkpoint.state
     )
@@ -102,6 +109,8 @@ def set_up(
         checkpoint.load_optimizer(optimizer)
         _load_residuals(checkpoint, exchange, world)
         log.info("resuming %s at step %d", run_dir, state.step)
+    elif config.train.warm_start is not None:
+        start_from(config.train.warm_start, config, dataset, model, optimizer)
     if world.is_main:
         write_text(run_dir / "config.yaml", to_yaml(config))
     return Run(
