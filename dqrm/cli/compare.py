@@ -1,6 +1,8 @@
 """``dqrm compare``: runs side by side."""
 
+import shlex
 import shutil
+import sys
 from pathlib import Path
 
 import click
@@ -56,14 +58,25 @@ def compare(
 
     from dqrm.comparison.differences import grouped
     from dqrm.comparison.find import Finder
-    from dqrm.comparison.table import comparison_text
+    from dqrm.comparison.report import Report
 
     finder = Finder(tracking_uri, experiment)
     runs = finder.find(words) if best is None else finder.best(by, best)
-    groups = grouped(runs)
-    click.echo(comparison_text(runs, groups, shutil.get_terminal_size().columns), nl=False)
+    report = Report(runs, grouped(runs), _command())
+    click.echo(report.text(shutil.get_terminal_size().columns), nl=False)
+    if html is not None:
+        report.write_html(html)
     if json_ is not None:
-        from dqrm.comparison.machine import comparison_fields
-        from dqrm.data.files import write_json
+        report.write_json(json_)
+    if log:
+        from dqrm.comparison.recording import record_report
 
-        write_json(json_, comparison_fields(runs, groups))
+        folder, run = record_report(report, tracking_uri, experiment)
+        if run is None:
+            click.echo(f"\nin {folder}; not in MLflow yet: dqrm tracking sync {folder}")
+        else:
+            click.echo(f"\nrecorded in {folder} and as MLflow run {run.run_id} in {run.uri}")
+
+
+def _command() -> str:
+    return shlex.join(["dqrm", *sys.argv[1:]])

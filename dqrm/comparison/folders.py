@@ -109,7 +109,7 @@ def _identity(path: Path) -> dict[str, Any]:
     if recorded is None:
         return {}
     page = page_of(recorded.uri, recorded.experiment_id, recorded.run_id)
-    return {"run_id": recorded.run_id, "url": page}
+    return {"run_id": recorded.run_id, "experiment": recorded.experiment, "url": page}
 
 
 def _newest_state(path: Path) -> dict[str, Any]:

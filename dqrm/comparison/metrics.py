@@ -56,7 +56,6 @@ _KNOWN = (
     Metric("test/matthews", "test Matthews", "higher"),
     Metric("test/pearson", "test Pearson", "higher"),
     Metric("test/spearman", "test Spearman", "higher"),
-    Metric("test/normalized_entropy", "normalized entropy", "lower"),
     Metric("test/calibration", "calibration", "near 1"),
     Metric("best/val_auc", "validation AUC", "higher"),
     Metric("best/val_log_loss", "validation log loss", "lower"),
@@ -103,13 +102,25 @@ def metric_of(key: str) -> Metric:
 
 
 def columns(runs: Iterable[Mapping[str, float]], *, short: bool) -> list[Metric]:
-    """Return the metrics that any of the runs has, in the order they are shown."""
-    present = {key for metrics in runs for key in metrics}
+    """Return the metrics that any of the runs has, in the order they are shown.
+
+    One that is neither good nor bad, as the size in FP32, is of interest only where it differs.
+    """
+    of_runs = list(runs)
+    present = {key for metrics in of_runs for key in metrics}
     if short and "test/auc" in present:
         present.discard("test/accuracy")
     return [
-        metric for metric in _KNOWN if metric.key in present and (metric.key in _SHORT or not short)
+        metric
+        for metric in _KNOWN
+        if metric.key in present
+        and (metric.key in _SHORT or not short)
+        and (metric.better != "neither" or _differs(metric, of_runs))
     ]
+
+
+def _differs(metric: Metric, runs: Sequence[Mapping[str, float]]) -> bool:
+    return len({run.get(metric.key) for run in runs}) > 1
 
 
 def quality_metric(runs: Sequence[Mapping[str, float]]) -> Metric | None:

@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from dqrm.comparison.metrics import higher_is_better
-from dqrm.comparison.record import ComparedRun, Curve, is_drawn, settings_of, with_medians
+from dqrm.comparison.record import (
+    COMPARISON_TAG,
+    ComparedRun,
+    Curve,
+    is_drawn,
+    settings_of,
+    with_medians,
+)
 from dqrm.tracking.measurements import MEASUREMENTS_FILE, Measurements, read_measurements
 from dqrm.tracking.store import Store, translated
 from dqrm.tracking.uri import page_of
-
-COMPARISON_TAG = "dqrm.comparison"
-"""Set on runs that hold a comparison of others."""
 
 _NOT_COMPARED = ("system/",)
 _FACTS = {
@@ -47,7 +51,7 @@ class StoredRuns:
             raise ValueError(
                 f"there is no experiment {experiment} in {uri}; there are: {', '.join(names)}"
             )
-        self._experiments = [names[experiment]] if experiment else list(names.values())
+        self._experiments = {id_: name for name, id_ in names.items() if experiment in (None, name)}
         self._found: list[Any] | None = None
 
     def all(self) -> list[Any]:
@@ -94,6 +98,7 @@ class StoredRuns:
             measurements=self._measurements(info.run_id),
             steps_per_epoch=int(steps) if steps else None,
             run_id=info.run_id,
+            experiment=self._experiments[info.experiment_id],
             url=page_of(self.store.uri, info.experiment_id, info.run_id),
             facts=dict(_facts(info, tags)),
         )
@@ -103,7 +108,7 @@ class StoredRuns:
         while True:
             with translated():
                 page = self.store.client.search_runs(
-                    self._experiments, max_results=_PAGE, page_token=token
+                    list(self._experiments), max_results=_PAGE, page_token=token
                 )
             yield from page
             token = page.token

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from dqrm.tracking.measurements import Measurements
 
+COMPARISON_TAG = "dqrm.comparison"
+"""Set on runs of MLflow that hold a comparison of others."""
+
 Curve = tuple[tuple[int, float], ...]
 """(step, value), steps ascending."""
 
@@ -35,6 +38,8 @@ class ComparedRun:
     steps_per_epoch: int | None = None
     run_id: str | None = None
     """In MLflow, where it was recorded there."""
+    experiment: str | None = None
+    """Of that run."""
     url: str | None = None
     """Page of the run."""
     facts: Mapping[str, str] = field(default_factory=dict)

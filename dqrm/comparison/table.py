@@ -78,7 +78,7 @@ def _settings(groups: Sequence[Group], width: int) -> str:
     if len(groups) < 2:
         return "no settings differ"
     unequal, partial = differences([group.settings for group in groups])
-    more = f"{len(partial)} more settings are known of some runs only" if partial else ""
+    more = f"settings known of some runs only: {len(partial)}" if partial else ""
     if not unequal:
         return more or "no settings differ"
     header = ["setting", *(group.name for group in groups)]
