@@ -99,4 +99,4 @@ if __name__ == "__main__":
     chosen = load(RunConfig, Path(sys.argv[1]), [])
     prepare_threads(chosen.train.threads)
     exchanged_step.make_exchange = _make_exchange
-    train(chosen)
+    train(chosen, resume="auto")

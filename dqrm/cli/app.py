@@ -30,6 +30,10 @@ _COMMANDS = {
         "dqrm.cli.bench:bench",
         "Measure accuracy and speed, with seeds, versions and settings on record.",
     ),
+    "study": (
+        "dqrm.cli.study:study",
+        "Repeat a claim by real runs over several seeds, with a verdict by a rule.",
+    ),
     "ui": ("dqrm.cli.ui:ui", "Open the MLflow page on the store that runs are recorded in."),
     "tracking": ("dqrm.cli.tracking:tracking", "Upload what a lost tracking server missed."),
     "doctor": ("dqrm.cli.doctor:doctor", "Show what this machine offers and what will be used."),

@@ -1,12 +1,5 @@
 """``dqrm train --dry-run``: what a run would need, by arithmetic and by timing real steps."""
 
-import contextlib
-import resource
-import tempfile
-import time
-from pathlib import Path
-from typing import NamedTuple
-
 from dqrm.cli.text import bytes_text, pairs, seconds_text, table
 from dqrm.compress.grids import packed_row_bytes
 from dqrm.config import RunConfig
@@ -14,24 +7,12 @@ from dqrm.data.dataset import PreparedDataset
 from dqrm.models.dlrm import table_bits
 from dqrm.models.sizes import ModelSizes
 from dqrm.runtime import available_memory_bytes, choose_threads
-from dqrm.tracking.tracker import NullTracker
 from dqrm.training import sharding
-from dqrm.training.build import build_model, sizes_of
-from dqrm.training.checkpoint import TrainState
+from dqrm.training.build import sizes_of
+from dqrm.training.estimate import Timing, time_steps
 from dqrm.training.ipex import check_ipex
-from dqrm.training.loop import Trainer
-from dqrm.training.optimizer import Optimizer
 
 _TABLES_SHOWN = 10
-_WARM_UP_STEPS = 3
-_TIMED_STEPS = 20
-_TIMED_SECONDS = 10.0
-
-
-class _Timing(NamedTuple):
-    steps: int
-    step_seconds: float
-    peak_bytes: int
 
 
 def describe(config: RunConfig, processes: int = 1) -> str:
@@ -50,7 +31,7 @@ def describe(config: RunConfig, processes: int = 1) -> str:
     steps = min(steps, config.train.max_steps or steps)
     threads = choose_threads(config.train.threads)
     fits = available is None or sizes.training_bytes < available
-    timing = _time_steps(config, dataset, steps) if fits else None
+    timing = time_steps(config, dataset, steps) if fits else None
     rows = [
         ("data", f"{dataset.path} ({dataset.split('train').num_rows:,} training rows)"),
         ("tables", f"{len(dataset.tables)} with {sizes.embedding_rows:,} rows in all"),
@@ -81,14 +62,14 @@ def _placement(
     return lines
 
 
-def _memory_text(sizes: ModelSizes, timing: _Timing | None) -> str:
+def _memory_text(sizes: ModelSizes, timing: Timing | None) -> str:
     resident = f"{bytes_text(sizes.training_bytes)} for weights and optimizer"
     if timing is None:
         return resident
     return f"{bytes_text(timing.peak_bytes)} at the peak of {timing.steps} steps, {resident}"
 
 
-def _time_text(timing: _Timing | None, steps: int) -> str:
+def _time_text(timing: Timing | None, steps: int) -> str:
     if timing is None:
         return "unknown: no step was timed"
     total = seconds_text(timing.step_seconds * steps)
@@ -116,52 +97,3 @@ def _largest_tables(config: RunConfig, dataset: PreparedDataset) -> str:
     text = table(("table", "rows", "bits", "FP32", "packed"), rows)
     hidden = len(largest) - _TABLES_SHOWN
     return f"{text}\n... and {hidden} smaller ones" if hidden > 0 else text
-
-
-class _Enough(Exception):
-    """Ends the timing from within the loop."""
-
-
-def _time_steps(config: RunConfig, dataset: PreparedDataset, steps: int) -> _Timing | None:
-    """Time the first steps of the real loop; None where the run is too short to time.
-
-    Nothing is recorded and nothing is left on disk.
-    """
-    wanted = min(steps, _WARM_UP_STEPS + _TIMED_STEPS)
-    model = build_model(config, dataset)
-    state = TrainState()
-    seconds: list[float] = []
-    started = time.monotonic()
-
-    def stop_requested() -> bool:
-        if state.step > len(seconds):
-            seconds.append(state.train_seconds - sum(seconds))
-        late = time.monotonic() - started > _TIMED_SECONDS and len(seconds) > _WARM_UP_STEPS
-        if late or len(seconds) >= wanted:
-            raise _Enough
-        return False
-
-    quiet = config.model_copy(
-        update={"train": config.train.model_copy(update={"eval_every": None, "patience": None})}
-    )
-    with tempfile.TemporaryDirectory(prefix="dqrm-dry-run-") as folder:
-        trainer = Trainer(
-            quiet,
-            dataset,
-            model,
-            Optimizer(model, config.optim),
-            state,
-            NullTracker(),
-            Path(folder),
-            stop_requested,
-        )
-        with contextlib.suppress(_Enough):
-            trainer.fit()
-    timed = sorted(seconds[_WARM_UP_STEPS:])
-    if not timed:
-        return None
-    return _Timing(len(timed), timed[len(timed) // 2], _peak_bytes())
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

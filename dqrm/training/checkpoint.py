@@ -48,6 +48,8 @@ class TrainState:
     best_value: float | None = None
     validations_since_best: int = 0
     train_seconds: float = 0.0
+    train_cpu_seconds: float = 0.0
+    """Of this process and all its threads, in training steps alone."""
     samples: int = 0
     loss_sum: float = 0.0
     """Sum of the losses since the last logged one, over ``loss_rows`` rows."""
@@ -56,6 +58,7 @@ class TrainState:
     """Step of the last logged loss."""
     logged_seconds: float = 0.0
     """``train_seconds`` at that step."""
+    logged_cpu_seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
     dataset_digest: str = ""
     features_digest: str = ""

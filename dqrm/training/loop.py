@@ -139,7 +139,7 @@ class Trainer:
             order = RowOrder(
                 self.train_split.num_rows, self.config.train.seed, state.epoch, data.window_rows
             )
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         for batch in self.train_split.batches(
             data.batch_size,
             order=order,
@@ -157,13 +157,14 @@ class Trainer:
             state.loss_sum += loss * rows
             state.loss_rows += rows
             state.train_seconds += time.perf_counter() - started
+            state.train_cpu_seconds += time.process_time() - cpu_started
             if state.batch == self.batches_per_epoch:
                 state.epoch, state.batch = state.epoch + 1, 0
             progress.advance(state, loss)
             self._between_steps()
             if self.finished or self.consensus.granted.stop:
                 return
-            started = time.perf_counter()
+            started, cpu_started = time.perf_counter(), time.process_time()
 
     def _between_steps(self) -> None:
         """Log, validate and save where due."""
@@ -188,17 +189,20 @@ class Trainer:
 
     def _log_loss(self) -> None:
         state = self.state
-        seconds = state.train_seconds - state.logged_seconds
+        seconds, steps = state.train_seconds - state.logged_seconds, state.step - state.logged_step
+        cpu_seconds = state.train_cpu_seconds - state.logged_cpu_seconds
         metrics = {
             "train/loss": state.loss_sum / state.loss_rows,
             "train/lr": self.config.optim.lr * rate_factor(state.step - 1, self.config.optim),
             "perf/samples_per_second": state.loss_rows / seconds,
-            "perf/step_seconds": seconds / (state.step - state.logged_step),
+            "perf/step_seconds": seconds / steps,
+            "perf/cpu_step_seconds": cpu_seconds / steps,
         }
         if self._exchange_metrics is not None:
-            metrics |= self._exchange_metrics.since_last(state.step - state.logged_step)
+            metrics |= self._exchange_metrics.since_last(steps)
         state.loss_sum, state.loss_rows = 0.0, 0
         state.logged_step, state.logged_seconds = state.step, state.train_seconds
+        state.logged_cpu_seconds = state.train_cpu_seconds
         self._record(metrics)
 
     def _validate(self) -> bool:
