@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -110,6 +111,8 @@ def conclude(trial: Trial, dataset: PreparedDataset) -> Outcome:
     write_outcome(trial, outcome)
     # A study has many runs; the selected checkpoint is all that is needed again.
     prune_checkpoints(checkpoints, 1, outcome.best_step)
+    for unfinished in checkpoints.glob(".step-*"):
+        shutil.rmtree(unfinished)
     return outcome
 
 

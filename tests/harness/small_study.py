@@ -37,7 +37,13 @@ def base(data, **tracking):
             "data": {"path": str(data), "batch_size": 64},
             "model": {"embedding_dim": 4, "bottom_mlp": [8], "top_mlp": [8]},
             "optim": {"lr": 0.001},
-            "train": {"max_steps": 160, "eval_every": 40, "log_every": 10, "threads": 1},
+            "train": {
+                "epochs": 3,
+                "max_steps": 160,
+                "eval_every": 40,
+                "log_every": 10,
+                "threads": 1,
+            },
             "checkpoint": {"every_steps": 10},
             "tracking": {"enabled": False, **tracking},
         }
