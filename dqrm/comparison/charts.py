@@ -13,7 +13,7 @@ from dqrm.comparison.svg import Canvas, Mark, rows_svg
 from dqrm.text import bytes_text
 from dqrm.tracking.measurements import TableMeasurement
 
-_MOST_TABLES = 16
+_MOST_TABLES = 12
 _MOST_ROWS = 30
 
 

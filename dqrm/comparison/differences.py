@@ -78,5 +78,8 @@ def _common_name(names: Sequence[str]) -> str:
         return names[0]
     length = min(map(len, names))
     shared = next((n for n in range(length) if len({name[n] for name in names}) > 1), length)
-    stem = re.sub(r"[\W_]*(seed)?[\W_]*$", "", names[0][:shared])
-    return stem if len(stem) > 1 else f"{names[0]}, ..."
+    stem = names[0][:shared]
+    if any(name[shared : shared + 1].isdigit() for name in names):
+        # Not through the middle of a number: `seed10` and `seed11` share `seed`.
+        stem = stem.rstrip("0123456789")
+    return re.sub(r"[\W_]*(seed)?[\W_]*$", "", stem) or f"{names[0]}, ..."
