@@ -72,7 +72,7 @@ def init(
         raise ValueError(f"backend={backend!r}: must be auto, {', '.join(_NAMES)}")
     own = int(os.environ["RANK"]) if rank is None else rank
     size = int(os.environ["WORLD_SIZE"]) if world_size is None else world_size
-    base = _open_store(own, size, timeout) if store is None else store
+    base = open_store(own, size, timeout) if store is None else store
     _state["keeper"] = 0 if store is None else None
     # Joining again on the same store must not meet the keys of the first time.
     _state["joined"] += 1
@@ -194,7 +194,7 @@ def _presence_for(
     return presence, True
 
 
-def _open_store(rank: int, size: int, timeout: float) -> Store:
+def open_store(rank: int, size: int, timeout: float) -> Store:
     """Connect to the store that torch's launcher keeps, or else rank 0."""
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     launched = _launched()

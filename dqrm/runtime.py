@@ -41,6 +41,8 @@ class Cores:
     """CPU time the control group allows, in cores; None without a limit."""
     processes: int
     """Processes of this run on the machine (LOCAL_WORLD_SIZE, as torchrun sets it)."""
+    limit: int
+    """Cores that all of them should compute with together; at least 1."""
 
     @property
     def reason(self) -> str:
@@ -79,6 +81,7 @@ def available_cores() -> Cores:
     limit = physical if quota is None else min(physical, int(quota))
     return Cores(
         count=max(1, limit // processes),
+        limit=max(1, limit),
         machine=os.cpu_count() or len(allowed),
         affinity=len(allowed),
         physical=physical,

@@ -15,8 +15,9 @@ from typing import Any
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from dqrm.configuration import ConfigError, load
-from dqrm.pipelines.stages import TEXT_STAGES, AnyStage
+from dqrm.pipelines.stages import TEXT_STAGES, TEXT_TRAINING_STAGES, AnyStage
 from dqrm.pipelines.stages.text_data import TextData
+from dqrm.pipelines.stages.text_exchange import TextExchange
 from dqrm.settings import Settings
 from dqrm.tracking.config import TrackingConfig
 from dqrm.yaml_text import Document, parse_document
@@ -41,21 +42,30 @@ class PipelineConfig(Settings):
     data: TextData | None = None
     """Labelled sentences of the stages that need some and name none themselves."""
 
+    exchange: TextExchange | None = None
+    """What processes that train a text model together send each other, in stages that do not say
+    so themselves."""
+
     stages: tuple[AnyStage, ...] = Field(min_length=1)
     """What to run, in order."""
 
     @model_validator(mode="before")
     @classmethod
-    def _share_data(cls, tree: Any) -> Any:
-        if not isinstance(tree, dict) or "data" not in tree or "stages" not in tree:
+    def _share(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict) or not isinstance(tree.get("stages"), list | tuple):
             return tree
 
-        def with_data(stage: Any) -> Any:
-            if not isinstance(stage, dict) or stage.get("stage") not in TEXT_STAGES:
+        def completed(stage: Any) -> Any:
+            if not isinstance(stage, dict):
                 return stage
-            return {"data": tree["data"], **stage}
+            shared = {
+                name: tree[name]
+                for name, kinds in (("data", TEXT_STAGES), ("exchange", TEXT_TRAINING_STAGES))
+                if tree.get(name) is not None and stage.get("stage") in kinds
+            }
+            return {**shared, **stage}
 
-        return {**tree, "stages": [with_data(stage) for stage in tree["stages"]]}
+        return {**tree, "stages": [completed(stage) for stage in tree["stages"]]}
 
     @field_validator("stages")
     @classmethod

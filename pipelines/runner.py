@@ -16,7 +16,9 @@ from typing import Literal
 
 from dqrm.configuration import to_yaml
 from dqrm.data.files import sync, write_text
+from dqrm.launch import find_place
 from dqrm.pipelines.config import PipelineConfig
+from dqrm.pipelines.crew import Crew, follow
 from dqrm.pipelines.digests import file_digest, folder_files, json_digest
 from dqrm.pipelines.folders import CONFIG_FILE, PipelineFolder
 from dqrm.pipelines.record import StageRecord, read_record, write_record
@@ -75,6 +77,9 @@ def run_pipeline(
     SIGINT and SIGTERM end the stage that runs as soon as it has saved what it can; the result then
     names the signal, and the same call goes on.
 
+    Of several processes (dqrm.launch) each calls this. The first runs the pipeline and returns its
+    result; the others help with stages that train, and return no stages.
+
     Args:
         config: the resolved configuration.
         start: run this stage and those after it again though they are complete.
@@ -85,7 +90,16 @@ def run_pipeline(
     """
     stages = by_key(config.stages)
     _check_start(start, stages)
-    with PipelineFolder(config.folder) as folder, stop_on_signals() as stop:
+    place = find_place()
+    if place.rank > 0:
+        with stop_on_signals() as stop:
+            number = follow(place, lambda: stop.signal)
+        return PipelineResult(config.folder, [], number)
+    with (
+        PipelineFolder(config.folder) as folder,
+        stop_on_signals() as stop,
+        Crew(place) as crew,
+    ):
         write_text(folder.path / CONFIG_FILE, to_yaml(config))
         if start is not None:
             for key in list(stages)[list(stages).index(start) :]:
@@ -102,7 +116,7 @@ def run_pipeline(
                     raise Interrupted(stop.signal)
                 step = _Step(folder, key, stage, done, stages)
                 done[key] = step.complete() or step.run(
-                    config.tracking, tracker, lambda: stop.signal, progress
+                    config.tracking, tracker, crew, lambda: stop.signal, progress
                 )
                 tracker.log_metrics(_prefixed(key, done[key].record.metrics), step=len(done))
             status = "FINISHED"
@@ -192,13 +206,14 @@ class _Step:
         self,
         tracking: TrackingConfig,
         parent: Tracker,
+        crew: Crew,
         stop: Callable[[], int | None],
         progress: Progress,
     ) -> StageResult:
         """Run the stage and publish its output."""
         if not self.folder.finished_unpublished(self.key, self.digest):
             log.info("stage %s", self.key)
-            self._run(tracking, parent, stop, progress)
+            self._run(tracking, parent, crew, stop, progress)
         self.folder.publish(self.key, self.digest)
         folder = self.folder.stage(self.key)
         record = read_record(folder)
@@ -210,6 +225,7 @@ class _Step:
         self,
         tracking: TrackingConfig,
         parent: Tracker,
+        crew: Crew,
         stop: Callable[[], int | None],
         progress: Progress,
     ) -> None:
@@ -224,21 +240,25 @@ class _Step:
         began = time.monotonic()
         try:
             tracker.log_params(self.stage.model_dump(mode="json"))
-            metrics = self.stage.run(
-                StageContext(
-                    inputs={name: result.folder for name, result in self.inputs.items()},
-                    metrics={name: r.record.metrics for name, r in self.inputs.items()},
-                    output=output,
-                    scratch=scratch,
-                    run_dir=run_dir,
-                    tracker=tracker,
-                    tracking=nested,
-                    stop=stop,
-                    progress=lambda phase, done, total, unit: progress(
-                        f"{self.key}: {phase}", done, total, unit
-                    ),
-                )
+            context = StageContext(
+                inputs={name: result.folder for name, result in self.inputs.items()},
+                metrics={name: r.record.metrics for name, r in self.inputs.items()},
+                output=output,
+                scratch=scratch,
+                run_dir=run_dir,
+                tracker=tracker,
+                tracking=nested,
+                stop=stop,
+                progress=lambda phase, done, total, unit: progress(
+                    f"{self.key}: {phase}", done, total, unit
+                ),
             )
+            if self.stage.trains_together:
+                crew.call(self.stage, context)
+                metrics = self.stage.run(context)
+            else:
+                with crew.resting():
+                    metrics = self.stage.run(context)
             seconds = time.monotonic() - began
             tracker.log_metrics(metrics, step=0)
             status = "FINISHED"

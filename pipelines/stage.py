@@ -82,6 +82,14 @@ class Stage(Settings):
         return self.name or self.stage
 
     @property
+    def trains_together(self) -> bool:
+        """Whether, of several processes, each calls ``run``; else the first one does, alone.
+
+        Contexts of the others record nothing; what they are to read lies in folders that all see.
+        """
+        return False
+
+    @property
     def records_itself(self) -> bool:
         """Whether ``run`` opens the stage's MLflow run, in ``run_dir``, by itself."""
         return False

@@ -1,5 +1,7 @@
 """``dqrm pipeline``: run a file of stages, or look at what a run would do."""
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -7,6 +9,7 @@ import click
 from dqrm.cli.framework import DqrmCommand, LazyGroup
 from dqrm.cli.options import OverrideType
 from dqrm.cli.text import pairs, seconds_text, table
+from dqrm.cli.workers import nproc_option, workers_to_start
 
 if TYPE_CHECKING:
     from dqrm.pipelines.config import PipelineConfig
@@ -43,6 +46,7 @@ def pipeline() -> None:
         ("dqrm pipeline run sst2.yaml stages.finetune.lr=3e-5", "again from the changed stage on"),
         ("dqrm pipeline run sst2.yaml --from report", "a stage again though it is complete"),
         ("dqrm pipeline run sst2.yaml --dry-run", "what would run, on what, and how large"),
+        ("dqrm pipeline run sst2.yaml --nproc 2", "stages that train in two processes"),
     ],
 )
 @click.argument("source", metavar="FILE|NAME")
@@ -50,8 +54,14 @@ def pipeline() -> None:
 @click.option("--from", "start", metavar="STAGE", help="Run this stage and those after it again.")
 @click.option("--dry-run", is_flag=True, help="Print what would run, and stop.")
 @click.option("--no-track", is_flag=True, help="Do not record the pipeline in MLflow.")
+@nproc_option()
 def run(
-    source: str, overrides: tuple[str, ...], start: str | None, dry_run: bool, no_track: bool
+    source: str,
+    overrides: tuple[str, ...],
+    start: str | None,
+    dry_run: bool,
+    no_track: bool,
+    nproc: int | None,
 ) -> int:
     """Run the stages of a file that are not complete.
 
@@ -59,7 +69,15 @@ def run(
     save what the running stage can save; the same command goes on.
     """
     more = ["tracking.enabled=false"] if no_track else []
-    config = _checked(source, (*overrides, *more))
+    from dqrm.launch import find_place, start_workers
+
+    place = find_place()
+    workers = workers_to_start(nproc)
+    if workers is not None and not dry_run:
+        # What is wrong with the file is told once, by this process.
+        _loaded(source, (*overrides, *more))
+        return start_workers(workers, sys.argv[1:])
+    config = _checked(source, (*overrides, *more), look=place.rank == 0)
     if dry_run:
         click.echo(_plan(config, start))
         return 0
@@ -69,10 +87,12 @@ def run(
 
     with ProgressDisplay() as display:
         result = run_pipeline(config, start=start, progress=display.show)
-    click.echo(_summary(result))
+    if place.rank == 0:
+        click.echo(_summary(result))
     if result.interrupted is None:
         return 0
-    click.echo(f"interrupted; go on with: dqrm pipeline run {source}", err=True)
+    if place.rank == 0:
+        click.echo(f"interrupted; go on with: dqrm pipeline run {source}", err=True)
     return 128 + result.interrupted
 
 
@@ -100,18 +120,23 @@ def ls() -> None:
     click.echo(pairs(list(shipped_recipes().items())))
 
 
-def _checked(source: str, overrides: tuple[str, ...]) -> "PipelineConfig":
-    """Read the file and look for faults, with the threads set before torch is imported."""
+def _loaded(source: str, overrides: tuple[str, ...]) -> "tuple[PipelineConfig, Path]":
     from dqrm.pipelines.config import find_pipeline, load_pipeline
-    from dqrm.runtime import prepare_threads
 
     file = find_pipeline(source)
-    config = load_pipeline(file, overrides)
+    return load_pipeline(file, overrides), file
+
+
+def _checked(source: str, overrides: tuple[str, ...], *, look: bool = True) -> "PipelineConfig":
+    """Read the file and look for faults, with the threads set before torch is imported."""
+    from dqrm.runtime import prepare_threads
+
+    config, file = _loaded(source, overrides)
     prepare_threads(config.threads)
+    if look:
+        from dqrm.pipelines.check import check_pipeline
 
-    from dqrm.pipelines.check import check_pipeline
-
-    check_pipeline(config, file)
+        check_pipeline(config, file)
     return config
 
 

@@ -11,6 +11,7 @@ from dqrm.cli import dlrm_flags
 from dqrm.cli.framework import DqrmCommand
 from dqrm.cli.options import config_option, overrides_argument
 from dqrm.cli.summary import summary
+from dqrm.cli.workers import nproc_option, workers_to_start
 
 if TYPE_CHECKING:
     from dqrm.config import RunConfig
@@ -45,12 +46,7 @@ def _print_dlrm_help(ctx: click.Context, parameter: click.Parameter, given: bool
 @click.option("--experiment", metavar="NAME", help="MLflow experiment (tracking.experiment).")
 @click.option("--tracking-uri", metavar="URI", help="MLflow store or server (tracking.uri).")
 @click.option("--no-track", is_flag=True, help="Do not record the run in MLflow.")
-@click.option(
-    "--nproc",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Train in N processes on this machine; under torchrun or srun leave it out.",
-)
+@nproc_option()
 @click.option(
     "--backend",
     type=click.Choice(["auto", "ccl", "gloo", "ccl-intel"]),
@@ -106,16 +102,12 @@ def train(
         click.echo(to_yaml(config), nl=False)
         return 0
 
-    from dqrm.launch import find_place, start_workers, started_by_us
+    from dqrm.launch import find_place, start_workers
 
     place = find_place()
-    if nproc is not None and not started_by_us():
-        if place.world_size > 1:
-            raise click.UsageError(
-                f"--nproc {nproc}: there are {place.world_size} processes already; leave it out"
-            )
-        if nproc > 1 and not dry_run:
-            return start_workers(nproc, sys.argv[1:])
+    workers = workers_to_start(nproc)
+    if workers is not None and not dry_run:
+        return start_workers(workers, sys.argv[1:])
 
     # Before torch is imported: it reads thread counts and the waiting policy only once.
     from dqrm.runtime import prepare_threads

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dqrm import __version__
@@ -30,6 +30,7 @@ from dqrm.models.embedding import EmbeddingBagCollection
 from dqrm.models.sharded import ShardedEmbeddingBags
 from dqrm.training.metrics import Metrics
 from dqrm.training.optimizer import Optimizer
+from dqrm.training.residuals import read_residuals, write_residuals
 from dqrm.training.sharded_checkpoint import gather_model, gather_optimizer
 from dqrm.training.sharded_optimizer import ShardedOptimizer
 from dqrm.training.world import World
@@ -149,16 +150,7 @@ class Checkpoint:
 
     def residuals(self) -> list[dict[str, torch.Tensor]]:
         """Return what the exchange of each rank owed; empty where one process trained alone."""
-        path = self.path / "residuals.safetensors"
-        if not path.is_file():
-            return []
-        with safe_open(path, "pt") as file:
-            world_size = int(file.metadata()["world_size"])
-        states: list[dict[str, torch.Tensor]] = [{} for _ in range(world_size)]
-        for key, tensor in _load_tensors(path).items():
-            rank, _, name = key.partition("/")
-            states[int(rank)][name] = tensor
-        return states
+        return read_residuals(self.path)
 
 
 def save_checkpoint(
@@ -201,15 +193,7 @@ def save_checkpoint(
             tensors = {name: t.detach().contiguous() for name, t in optimizer.state().items()}
             save_file(tensors | rng, optimizer_path)
         if residuals is not None:
-            save_file(
-                {
-                    f"{rank}/{name}": tensor.contiguous()
-                    for rank, of_rank in enumerate(residuals)
-                    for name, tensor in of_rank.items()
-                },
-                temporary / "residuals.safetensors",
-                {"world_size": str(len(residuals))},
-            )
+            write_residuals(temporary, residuals)
         (temporary / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
         write_json(
             temporary / "state.json",

@@ -11,7 +11,7 @@ core only, two threads would take turns on it by the millisecond: there all rank
 together in the end.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import distributed
@@ -59,17 +59,22 @@ def exchange_of(
         config: the codecs.
         seed: of stochastic rounding.
     """
-    rows = RowRecipe(row_codec_named(config.rows), residual_rows=config.residual_rows)
-    codec = codec_named(config.dense)
-    dense = Recipe(codec, error_feedback=config.error_feedback and not codec.linear)
-    recipes: list[tuple[str, Recipe | RowRecipe]] = [(name, rows) for name in collections]
     return Exchange(
-        Policy([*recipes, ("*", dense)], warmup_steps=config.warmup_steps),
+        policy_of(config, collections),
         {name: parameter.numel() for name, parameter in optimizer.dense_parameters.items()},
         {name: TableRows(c.num_rows, c.embedding_dim) for name, c in collections.items()},
         seed=seed,
         overlap=_all_have_cores_to_spare(),
     )
+
+
+def policy_of(config: ExchangeConfig, tables: Iterable[str]) -> Policy:
+    """Return the recipes of row gradients of ``tables`` and of all other gradients."""
+    rows = RowRecipe(row_codec_named(config.rows), residual_rows=config.residual_rows)
+    codec = codec_named(config.dense)
+    dense = Recipe(codec, error_feedback=config.error_feedback and not codec.linear)
+    recipes: list[tuple[str, Recipe | RowRecipe]] = [(name, rows) for name in tables]
+    return Policy([*recipes, ("*", dense)], warmup_steps=config.warmup_steps)
 
 
 def _all_have_cores_to_spare() -> bool:

@@ -12,6 +12,7 @@ from dqrm.pipelines.stages.prune import PruneStage
 from dqrm.pipelines.stages.reconstruct import ReconstructStage
 from dqrm.pipelines.stages.report import ReportStage
 from dqrm.pipelines.stages.text_data import TextData
+from dqrm.pipelines.stages.text_exchange import TextExchange
 from dqrm.pipelines.stages.train import TrainStage
 
 AnyStage = Annotated[
@@ -26,9 +27,17 @@ AnyStage = Annotated[
     Field(discriminator="stage"),
 ]
 
-TEXT_STAGES = frozenset(
-    kind.model_fields["stage"].default
-    for kind in get_args(get_args(AnyStage)[0])
-    if getattr(kind.model_fields.get("data"), "annotation", None) is TextData
-)
+
+def _with_field(name: str, annotation: type) -> frozenset[str]:
+    return frozenset(
+        kind.model_fields["stage"].default
+        for kind in get_args(get_args(AnyStage)[0])
+        if getattr(kind.model_fields.get(name), "annotation", None) is annotation
+    )
+
+
+TEXT_STAGES = _with_field("data", TextData)
 """Kinds of those that take labelled sentences."""
+
+TEXT_TRAINING_STAGES = _with_field("exchange", TextExchange)
+"""Kinds of those that train a text model, in several processes if there are any."""

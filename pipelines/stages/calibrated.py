@@ -11,7 +11,7 @@ from dqrm.pipelines.stage import Interrupted, Stage, StageContext
 from dqrm.pipelines.stages.text_model import TextModelStage
 
 if TYPE_CHECKING:
-    from dqrm.pipelines.text.finetune import LabelledText
+    from dqrm.pipelines.text.labelled import LabelledText
     from dqrm.pipelines.text.tables import Examples, Labels
 
 
@@ -47,7 +47,7 @@ class CalibratedStage(TextModelStage):
         from dqrm.compress.grids.records_file import read_records
         from dqrm.pipelines.text.batches import EncodedText
         from dqrm.pipelines.text.classifier import load_teacher, load_tokenizer
-        from dqrm.pipelines.text.finetune import LabelledText
+        from dqrm.pipelines.text.labelled import LabelledText
         from dqrm.pipelines.text.tables import Labels
 
         folder = model_folder(self.model, context.inputs)

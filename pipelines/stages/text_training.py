@@ -14,13 +14,19 @@ from dqrm.pipelines.references import (
     skeleton_of,
 )
 from dqrm.pipelines.stage import MODEL_FOLDER, Stage, StageContext
+from dqrm.pipelines.stages.text_exchange import MEETING, TextExchange
 from dqrm.pipelines.stages.text_model import TextModelStage
 
 if TYPE_CHECKING:
     from dqrm.pipelines.text.finetune import Recipe, Training
     from dqrm.pipelines.text.tables import Examples, Labels
+    from dqrm.training.world import World
 
 log = logging.getLogger(__name__)
+
+
+def _is_default(exchange: Any) -> bool:
+    return bool(exchange == TextExchange())
 
 
 class TextTrainingStage(TextModelStage):
@@ -68,11 +74,23 @@ class TextTrainingStage(TextModelStage):
     save_minutes: PositiveFloat = 5.0
     """Minutes between states that a killed stage goes on from."""
 
+    exchange: TextExchange = Field(default=TextExchange(), exclude_if=_is_default)
+    """What several processes send each other."""
+
     def identity(self) -> dict[str, Any]:
-        """All but how often it saves, which changes nothing."""
+        """All but how often it saves and how processes meet, which change nothing."""
         settings = super().identity()
         del settings["save_minutes"]
+        # A stage that was complete before there was this setting stays so.
+        codecs = {k: v for k, v in settings.pop("exchange", {}).items() if k not in MEETING}
+        if codecs and codecs != TextExchange().model_dump(mode="json", exclude=set(MEETING)):
+            settings["exchange"] = codecs
         return settings
+
+    @property
+    def trains_together(self) -> bool:
+        """Every process takes its share of the batches."""
+        return True
 
     def skeleton(self, earlier: Mapping[str, Stage]) -> Any:
         """That of the model it takes."""
@@ -115,7 +133,7 @@ class TextTrainingStage(TextModelStage):
         from dqrm.pipelines.text.batches import EncodedText
         from dqrm.pipelines.text.classifier import load_tokenizer
         from dqrm.pipelines.text.estimate import make_random, sample_rows, step_seconds
-        from dqrm.pipelines.text.finetune import LabelledText
+        from dqrm.pipelines.text.labelled import LabelledText
         from dqrm.pipelines.text.tables import Labels
 
         origin = origin_folder(self.model, earlier)
@@ -139,6 +157,13 @@ class TextTrainingStage(TextModelStage):
 
     def run(self, context: StageContext) -> dict[str, float]:
         """Train, select, test once, and write the model."""
+        from dqrm.training.world import join_world
+
+        with join_world(self.exchange.config()) as world:
+            return self._train(context, world)
+
+    def _train(self, context: StageContext, world: "World") -> dict[str, float]:
+        """As one of the processes of ``world``; what rank 0 returns counts."""
         from dqrm.compress.grids.records_file import read_records
         from dqrm.pipelines.text.batches import EncodedText
         from dqrm.pipelines.text.classifier import (
@@ -147,7 +172,8 @@ class TextTrainingStage(TextModelStage):
             predict_text,
             save_classifier,
         )
-        from dqrm.pipelines.text.finetune import FineTuner, LabelledText
+        from dqrm.pipelines.text.finetune import FineTuner
+        from dqrm.pipelines.text.labelled import LabelledText
         from dqrm.pipelines.text.quality import measure_text
         from dqrm.pipelines.text.tables import Labels
 
@@ -176,7 +202,10 @@ class TextTrainingStage(TextModelStage):
             context.tracker,
             context.stop,
             context.progress,
+            world,
+            self.exchange.config(),
         )
+        context.tracker.log_params({"world_size": world.size})
         best = tuner.fit()
         state = tuner.state
         parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -189,10 +218,14 @@ class TextTrainingStage(TextModelStage):
         }
         if test is not None:
             rows = encoded(test, self.data.test or self.data.train)
-            logits = predict_text(model, rows.text, 2 * self.batch_size, bf16=recipe.bf16)
+            logits = predict_text(
+                model, rows.text, 2 * self.batch_size, bf16=recipe.bf16, world=world
+            )
             classes = None if labels.classes is None else labels.num_outputs
             measured = measure_text(logits, rows.labels, classes)
             metrics |= {f"test/{name}": value for name, value in measured.items()}
+        if not world.is_main:
+            return metrics
         output = context.output / MODEL_FOLDER
         save_classifier(model, tokenizer, output)
         return metrics | self.complete(model, output)

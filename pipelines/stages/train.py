@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import model_validator
 
 from dqrm.configuration import load
+from dqrm.launch import find_place
 from dqrm.pipelines.stage import MODEL_FOLDER, Interrupted, Problem, Stage, StageContext
 from dqrm.yaml_text import dump_value
 
@@ -52,6 +53,11 @@ class TrainStage(Stage):
         from dqrm.config import RunConfig
 
         return load(RunConfig, self.config, list(_overrides(self.settings)))
+
+    @property
+    def trains_together(self) -> bool:
+        """Every process takes its share of the batches."""
+        return True
 
     @property
     def records_itself(self) -> bool:
@@ -106,14 +112,16 @@ class TrainStage(Stage):
                 "tracking": context.tracking,
             }
         )
+        main = find_place().rank == 0
         begun = bool(list_checkpoints(run_dir / "checkpoints"))
-        if run_dir.exists() and not begun:
+        if main and run_dir.exists() and not begun:
             # Killed before its first checkpoint: the trainer makes the folder itself.
             shutil.rmtree(run_dir)
         result = train(config, resume=run_dir if begun else None)
         if result.interrupted is not None:
             raise Interrupted(result.interrupted)
-        _lay_out(run_dir, result.best_step, context.output)
+        if main:
+            _lay_out(run_dir, result.best_step, context.output)
         return _metrics(result)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dqrm.compress.signals.allocate import Candidate, allocate
 from dqrm.compress.signals.candidates import WeightOption
 from dqrm.compress.signals.gradients import fisher_diagonal
-from dqrm.pipelines.text.finetune import LabelledText
+from dqrm.pipelines.text.labelled import LabelledText
 from dqrm.pipelines.text.objective import TaskLoss
 
 

@@ -1,5 +1,6 @@
 """Sequence classifiers and regressors in Hugging Face's format."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from dqrm.pipelines.text.batches import EncodedText
 from dqrm.pipelines.text.library import import_transformers
 from dqrm.pipelines.text.pretrained import read_pretrained
 from dqrm.pipelines.text.tables import Labels
+from dqrm.training.world import World
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -134,18 +136,34 @@ def bf16_is_fast() -> bool:
 
 
 @torch.no_grad()
-def predict_text(model: Any, text: EncodedText, batch_size: int, *, bf16: bool = False) -> Tensor:
+def predict_text(
+    model: Any,
+    text: EncodedText,
+    batch_size: int,
+    *,
+    bf16: bool = False,
+    world: World | None = None,
+) -> Tensor:
     """Return the logits, float32 [rows, outputs], in the order of the table.
 
     The model is put into evaluation mode for the time and back afterwards.
+
+    Args:
+        model: with a head.
+        text: to predict from.
+        batch_size: sentences at a time.
+        bf16: multiply matrices in bf16.
+        world: of processes that have the same model; all call this and share the batches.
     """
+    world = world or World()
     was_training = model.training
     model.eval()
     logits = torch.zeros(len(text), model.config.num_labels)
     try:
-        for rows in text.in_order_of_length(batch_size):
+        for rows in islice(text.in_order_of_length(batch_size), world.rank, None, world.size):
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 logits[rows] = model(**text.batch(rows)).logits.float()
     finally:
         model.train(was_training)
-    return logits
+    # Those of other ranks' rows are 0 here.
+    return world.sum_(logits)

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from dqrm.pipelines.text.finetune import LabelledText, Recipe, Training, make_optimizer, train_step
+from dqrm.pipelines.text.finetune import Recipe, Training, make_optimizer, train_step
+from dqrm.pipelines.text.labelled import LabelledText
 from dqrm.pipelines.text.sensitivity import schedules_that_ask
 
 _STEPS = 3
@@ -39,8 +40,8 @@ def step_seconds(
     # The first batch twice: what is made once is made in the step that does not count.
     for step, rows in enumerate([batches[0], *batches]):
         began = time.monotonic()
-        inputs, labels = sample.text.batch(rows), sample.labels[rows]
-        train_step(model, optimizer, training, inputs, labels, min(step, steps - 1), 0.0, recipe)
+        at = min(step, steps - 1)
+        train_step(model, optimizer, training, sample.batch(rows), at, 0.0, recipe)
         taken.append(time.monotonic() - began)
     return sum(taken[1:]) / len(taken[1:])
 

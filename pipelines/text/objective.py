@@ -1,24 +1,29 @@
 """What a text model is trained for: the labels of its task, a teacher's outputs, or both."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from dqrm.compress.distill.losses import DistillWeights, Outputs, distill_loss
+from dqrm.pipelines.text.labelled import WHOLE, Share
 
 
 class Objective(Protocol):
     """A loss of a batch, with gradient."""
 
-    def __call__(self, model: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    def __call__(
+        self, model: Any, inputs: Mapping[str, Tensor], labels: Tensor, share: Share = WHOLE
+    ) -> Tensor:
         """Return it, float32 and 0-dimensional.
 
         Args:
             model: of transformers, with a head.
             inputs: of the model, [rows, tokens].
             labels: int64 [rows], or float32 [rows] of a regression.
+            share: factors of the averages it is made of.
         """
         ...
 
@@ -35,11 +40,13 @@ class TaskLoss:
         self._regression = regression
         self._bf16 = bf16
 
-    def __call__(self, model: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    def __call__(
+        self, model: Any, inputs: Mapping[str, Tensor], labels: Tensor, share: Share = WHOLE
+    ) -> Tensor:
         """Return the loss of the model's logits."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
             logits = model(**inputs).logits
-        return self.of(logits.float(), labels)
+        return share.rows * self.of(logits.float(), labels)
 
     def of(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of logits, float32 [rows, outputs]."""
@@ -82,17 +89,24 @@ class Distillation:
             "output_attentions": weights.attention > 0,
         }
 
-    def __call__(self, model: Any, inputs: Mapping[str, Tensor], labels: Tensor) -> Tensor:
+    def __call__(
+        self, model: Any, inputs: Mapping[str, Tensor], labels: Tensor, share: Share = WHOLE
+    ) -> Tensor:
         """Return the loss of the model's outputs against the teacher's."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self._bf16):
             student = self._outputs(model, inputs)
             with torch.no_grad():
                 teacher = self._outputs(self._teacher, inputs)
-        loss = distill_loss(
-            student, teacher, self._weights, self._layers, regression=self._regression
+        weights = replace(
+            self._weights,
+            logits=share.rows * self._weights.logits,
+            hidden=share.tokens * self._weights.hidden,
+            attention=share.pairs * self._weights.attention,
         )
+        loss = distill_loss(student, teacher, weights, self._layers, regression=self._regression)
         if self._label_weight:
-            loss = loss + self._label_weight * self._task.of(student.logits.float(), labels)
+            of_labels = share.rows * self._task.of(student.logits.float(), labels)
+            loss = loss + self._label_weight * of_labels
         return loss
 
     def _outputs(self, model: Any, inputs: Mapping[str, Tensor]) -> Outputs:

@@ -19,7 +19,7 @@ from dqrm.compress.signals.units import Kept, rearrange, search_units
 from dqrm.pipelines.text.batches import EncodedText
 from dqrm.pipelines.text.calibration import forwards, valid_tokens
 from dqrm.pipelines.text.classifier import predict_text
-from dqrm.pipelines.text.finetune import LabelledText
+from dqrm.pipelines.text.labelled import LabelledText
 from dqrm.pipelines.text.mask_tuning import Tuned, tune_masks
 from dqrm.pipelines.text.objective import TaskLoss
 from dqrm.pipelines.text.quality import measure_text

@@ -1,5 +1,6 @@
 """How sensitive the layers of a text model are, for schedules that ask: curvature of the loss."""
 
+import json
 import logging
 from typing import Any
 
@@ -11,6 +12,7 @@ from dqrm.compress.transforms.base import Compression
 from dqrm.compress.transforms.weights import QuantizeWeights
 from dqrm.pipelines.text.layers import encoder_layers, encoder_path
 from dqrm.pipelines.text.objective import TaskLoss, expose_attention
+from dqrm.training.world import World
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,11 @@ def schedules_that_ask(compression: Compression) -> list[QuantizeWeights]:
 
 
 def tell_sensitivity(
-    model: Any, compression: Compression, inputs: dict[str, Tensor], labels: Tensor
+    model: Any,
+    compression: Compression,
+    inputs: dict[str, Tensor],
+    labels: Tensor,
+    world: World | None = None,
 ) -> None:
     """Measure each layer, and tell the schedules that ask; nothing where none does.
 
@@ -40,6 +46,7 @@ def tell_sensitivity(
         compression: attached to it.
         inputs: of a batch.
         labels: of its rows; float32 of a regression.
+        world: of processes that have the same model; rank 0 measures for all.
 
     Raises:
         ValueError: bits would not reach their target in time.
@@ -47,8 +54,13 @@ def tell_sensitivity(
     asking = schedules_that_ask(compression)
     if not asking:
         return
-    shares = relative_curvature(_layer_eigenvalues(model, inputs, labels))
-    log.info("sensitivity of layers: %s", ", ".join(f"{share:.2f}" for share in shares))
+    world = world or World()
+    measured = None
+    if world.is_main:
+        shares = relative_curvature(_layer_eigenvalues(model, inputs, labels))
+        log.info("sensitivity of layers: %s", ", ".join(f"{share:.2f}" for share in shares))
+        measured = json.dumps(shares)
+    shares = json.loads(world.from_main(measured))
     path = encoder_path(model)
     values = {
         name: _share_of(name, path, shares)

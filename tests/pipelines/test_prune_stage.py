@@ -16,7 +16,7 @@ from dqrm.pipelines.runner import run_pipeline
 from dqrm.pipelines.text.batches import EncodedText
 from dqrm.pipelines.text.calibration import draw_rows, forwards, valid_tokens
 from dqrm.pipelines.text.classifier import load_any, load_tokenizer
-from dqrm.pipelines.text.finetune import LabelledText
+from dqrm.pipelines.text.labelled import LabelledText
 from dqrm.pipelines.text.mask_tuning import tune_masks
 from dqrm.pipelines.text.pruning import PruneRecipe, prune_units
 from dqrm.pipelines.text.tables import find_columns, read_table, take_examples

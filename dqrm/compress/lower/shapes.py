@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 SHAPES = "pruned_shapes"
 """Key of config.json."""
@@ -66,7 +67,10 @@ def encoder_path(model: Any) -> str:
     found = [
         str(name)
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == count
+        if isinstance(module, nn.ModuleList)
+        and len(module) == count
+        # Of a weight: a list of as many steps as there happen to be layers.
+        and not isinstance(module, parametrize.ParametrizationList)
     ]
     if len(found) != 1:
         which = f"several lists ({', '.join(found)})" if found else "no list"
