@@ -10,6 +10,7 @@ from dqrm.cli.framework import RootGroup
 _COMMANDS = {
     "data": ("dqrm.cli.data:data", "Prepare, describe, apply and generate data sets."),
     "train": ("dqrm.cli.train:train", "Train a model and record the run."),
+    "sweep": ("dqrm.cli.sweep:sweep", "Search for configuration values."),
     "eval": ("dqrm.cli.eval:evaluate", "Measure a trained model on a prepared data set."),
     "compare": (
         "dqrm.cli.compare:compare",

@@ -22,7 +22,7 @@ def plot_curves(history: History) -> "Figure":
         history: one mapping for each time something was measured, with ``step`` and any of
             ``train/loss``, ``val/log_loss`` (nats per row) and ``val/auc``.
     """
-    figure = _figure(width=9.0)
+    figure = new_figure(width=9.0)
     loss, auc = figure.subplots(1, 2)
     _line(loss, history, "train/loss", "training batch", _TRAIN)
     _line(loss, history, "val/log_loss", "validation", _VALIDATION)
@@ -50,7 +50,7 @@ def plot_calibration(p: npt.ArrayLike, y: npt.ArrayLike, *, max_bins: int = 20) 
         ValueError: the arrays are empty or differ in length.
     """
     mean, rate, error, counts = calibration_bins(p, y, max_bins)
-    figure = _figure(width=5.5, height=4.8)
+    figure = new_figure(width=5.5, height=4.8)
     points, bars = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
     top = max(float(np.max(mean)), float(np.max(rate + error))) * 1.05 or 1.0
     points.plot([0, top], [0, top], color="0.6", linewidth=1, label="perfect")
@@ -85,7 +85,8 @@ def calibration_bins(
     return mean, rate, 2 * np.sqrt(rate * (1 - rate) / counts), counts
 
 
-def _figure(width: float, height: float = 3.6) -> "Figure":
+def new_figure(width: float, height: float = 3.6) -> "Figure":
+    """An empty figure of that size in inches."""
     # Not pyplot: it would keep every figure and choose a window system.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from dqrm.tracking.tracker import Tracker
 from dqrm.training.checkpoint import TrainState, prune_checkpoints, save_checkpoint
 from dqrm.training.consensus import Consensus, Wishes
 from dqrm.training.evaluate import evaluate
+from dqrm.training.metrics import Metrics
 from dqrm.training.optimizer import Optimizer, rate_factor
 from dqrm.training.sharded_checkpoint import send_checkpoint
 from dqrm.training.sharded_optimizer import ShardedOptimizer
@@ -33,6 +35,21 @@ log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 10.0
 """Pace of progress lines where there is no terminal to draw a bar on."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a run has just measured."""
+
+    step: int
+    epoch: float
+    """Passes over the training split so far, with the fraction of the one that goes on."""
+    metrics: Metrics
+
+
+Watch = Callable[[Validation], bool]
+"""Told of every validation; False ends training there. A resumed run may tell the same twice. In a
+world of several processes it is asked on every rank, and the answers must be alike."""
 
 
 class Trainer:
@@ -53,6 +70,7 @@ class Trainer:
         stop_requested: asked after every step whether to save and return.
         exchange: of gradients, in a world of several ranks.
         world: of this process; rank 0 logs and saves.
+        watch: told of every validation, and may end training.
     """
 
     def __init__(
@@ -67,6 +85,7 @@ class Trainer:
         stop_requested: Callable[[], bool],
         exchange: "Exchange | None" = None,
         world: World | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.config = config
         self.model = model
@@ -77,6 +96,9 @@ class Trainer:
         self.stop_requested = stop_requested
         self.exchange = exchange
         self.world = world or World()
+        self.watch = watch
+        self.stopped = False
+        """Whether ``watch`` ended training."""
         self.train_split = dataset.split("train")
         self.validation = (
             dataset.split("validation") if "validation" in dataset.manifest.splits else None
@@ -95,10 +117,12 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done or validation has stopped getting better."""
+        """Whether all steps are done, validation stopped getting better, or ``watch`` said so."""
         patience = self.config.train.patience
-        return self.state.step >= self.total_steps or (
-            patience is not None and self.state.validations_since_best >= patience
+        return (
+            self.stopped
+            or self.state.step >= self.total_steps
+            or (patience is not None and self.state.validations_since_best >= patience)
         )
 
     def fit(self) -> None:
@@ -232,6 +256,10 @@ class Trainer:
             measured.log_loss,
             " (best so far)" if improved else "",
         )
+        if self.watch is not None:
+            epoch = state.step / self.batches_per_epoch
+            going_on = self.watch(Validation(state.step, epoch, measured))
+            self.stopped = not going_on and not self.finished
         return improved
 
     def _record(self, metrics: dict[str, float]) -> None:

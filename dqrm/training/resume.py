@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dqrm.config import RunConfig
+from dqrm.configuration import load
 from dqrm.training.checkpoint import Checkpoint, list_checkpoints, read_checkpoint
 
 FREE_TO_CHANGE = {
@@ -28,15 +29,21 @@ compared by digest, so it may have moved."""
 
 
 def find_checkpoint(resume: Path | Literal["auto"], config: RunConfig) -> Checkpoint | None:
-    """Return the checkpoint ``resume`` means; None when "auto" finds no run to go on with.
+    """Return the checkpoint ``resume`` means.
+
+    None when "auto" finds no run to go on with, or a folder is that of a run which ended before its
+    first checkpoint and begins again.
 
     Raises:
-        ValueError: a path holds no checkpoint.
+        ValueError: a path is no run's, or the run that would begin again had other settings.
     """
     if resume != "auto":
         if (resume / "state.json").is_file():
             return read_checkpoint(resume)
         found = list_checkpoints(resume / "checkpoints")
+        if not found and (resume / "config.yaml").is_file():
+            _refuse_changes(resume, load(RunConfig, resume / "config.yaml"), config)
+            return None
         if not found:
             raise ValueError(f"{resume} holds no checkpoint; give a run's folder or a checkpoint")
         return read_checkpoint(found[-1])
@@ -61,10 +68,14 @@ def refuse_changes(checkpoint: Checkpoint, config: RunConfig, dataset_digest: st
             f"{checkpoint.path} was trained on data set {checkpoint.state.dataset_digest}, but "
             f"data.path={config.data.path} is data set {dataset_digest}"
         )
-    changed = changed_settings(checkpoint.config, config)
+    _refuse_changes(checkpoint.path, checkpoint.config, config)
+
+
+def _refuse_changes(path: Path, before: RunConfig, after: RunConfig) -> None:
+    changed = changed_settings(before, after)
     if changed:
         raise ValueError(
-            f"{checkpoint.path} cannot go on with other settings: {'; '.join(changed)}. Leave "
+            f"{path} cannot go on with other settings: {'; '.join(changed)}. Leave "
             "them as they were, or start a new run"
         )
 

@@ -38,7 +38,7 @@ from dqrm.tracking.tracker import DatasetRecord, NullTracker, Tracker, start_tra
 from dqrm.training.checkpoint import Checkpoint
 from dqrm.training.evaluate import predict
 from dqrm.training.ipex import check_ipex
-from dqrm.training.loop import Trainer
+from dqrm.training.loop import Trainer, Watch
 from dqrm.training.metrics import Metrics, measure
 from dqrm.training.setup import Run, set_up
 from dqrm.training.sharded_optimizer import ShardedOptimizer
@@ -67,10 +67,17 @@ class TrainResult:
     tracking_uri: str | None
     interrupted: int | None = None
     """Number of the signal that stopped the run after a checkpoint."""
+    stopped: bool = False
+    """Whether ``watch`` ended training."""
 
 
 def train(
-    config: RunConfig, *, resume: Path | Literal["auto"] | None = None, recipe: str | None = None
+    config: RunConfig,
+    *,
+    resume: Path | Literal["auto"] | None = None,
+    recipe: str | None = None,
+    watch: Watch | None = None,
+    conclude: bool = True,
 ) -> TrainResult:
     """Train, select on validation, test once, and pack the model.
 
@@ -82,6 +89,8 @@ def train(
         resume: a run's folder, a checkpoint, or "auto" for the newest unfinished run of the
             same configuration, or a new run where there is none.
         recipe: names the run when ``config.name`` does not.
+        watch: told of every validation, and may end training; such a run is complete.
+        conclude: False leaves the test and the packing to a later call that resumes the run.
 
     Raises:
         ValueError: configuration, data and checkpoint do not fit together.
@@ -112,10 +121,11 @@ def train(
                     lambda: stop.signal is not None,
                     run.exchange,
                     world,
+                    watch,
                 )
                 trainer.fit()
             predictions = None
-            if isinstance(run.optimizer, ShardedOptimizer) and trainer.finished:
+            if isinstance(run.optimizer, ShardedOptimizer) and trainer.finished and conclude:
                 # All take part: no rank has the whole model.
                 world.wait_for_all()
                 predictions = _predict_test(trainer, run, world)
@@ -129,11 +139,13 @@ def train(
             log.info("stopped by %s after step %d; resume with --resume", name, run.state.step)
             tracker.describe(_stopped(name, run))
             return _result(run, None, tracker, interrupted=number)
+        if trainer.stopped:
+            tracker.set_tags({"dqrm.stopped": f"after a validation, at step {run.state.step}"})
         test = None
-        if world.is_main:
+        if world.is_main and conclude:
             test = _conclude(trainer, run, predictions or _predict_test(trainer, run, World()))
         status = "FINISHED"
-        return _result(run, test, tracker)
+        return _result(run, test, tracker, stopped=trainer.stopped)
     finally:
         tracker.finish(status)
 
@@ -307,7 +319,11 @@ def _steps_per_epoch(run: Run) -> int:
 
 
 def _result(
-    run: Run, test: Metrics | None, tracker: Tracker, interrupted: int | None = None
+    run: Run,
+    test: Metrics | None,
+    tracker: Tracker,
+    interrupted: int | None = None,
+    stopped: bool = False,
 ) -> TrainResult:
     state = run.state
     return TrainResult(
@@ -321,4 +337,5 @@ def _result(
         run_id=tracker.run_id,
         tracking_uri=tracker.uri,
         interrupted=interrupted,
+        stopped=stopped,
     )

@@ -74,7 +74,10 @@ def set_up(
             refuse_changes(checkpoint, config, dataset.manifest.digest)
         elif config.train.warm_start is not None:
             check_start(config.train.warm_start, dataset)
-        run_dir = checkpoint.run_dir if checkpoint else _new_run_folder(config, recipe)
+        if checkpoint is not None:
+            run_dir = checkpoint.run_dir
+        else:
+            run_dir = resume if isinstance(resume, Path) else _new_run_folder(config, recipe)
         chosen = str(run_dir), "" if checkpoint is None else str(checkpoint.path)
         world.from_main("\n".join(chosen))
     else:
