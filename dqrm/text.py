@@ -22,6 +22,14 @@ def seconds_text(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h"
 
 
+def shortened(text: str, letters: int) -> str:
+    """The text, or its beginning and end where it is longer than that: names differ in both."""
+    if len(text) <= letters:
+        return text
+    end = (letters - 3) // 2
+    return f"{text[: letters - 3 - end]}...{text[len(text) - end :]}"
+
+
 def pairs(rows: Sequence[tuple[str, str]]) -> str:
     """Names and values below each other, the values aligned."""
     width = max(len(name) for name, _ in rows)

@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
 
 from dqrm.cli.framework import DqrmCommand
+
+_RUNS = Path("runs")
 
 _EXAMPLES = [
     ("dqrm compare fp32 int4", "two runs, by the names of their folders"),
@@ -17,8 +20,21 @@ _EXAMPLES = [
 ]
 
 
+class _RunName(click.ParamType[str, str]):
+    """A run; completes the names under ``runs``, and paths."""
+
+    name = "run"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        found = sorted(path.parent.name for path in _RUNS.glob("*/config.yaml"))
+        names = [CompletionItem(name) for name in found if name.startswith(incomplete)]
+        return names or [CompletionItem(incomplete, type="dir")]
+
+
 @click.command("compare", cls=DqrmCommand, examples=_EXAMPLES)
-@click.argument("words", nargs=-1, metavar="[RUN]...")
+@click.argument("words", nargs=-1, type=_RunName(), metavar="[RUN]...")
 @click.option("--experiment", metavar="NAME", help="MLflow experiment the runs are in.")
 @click.option(
     "--best", type=click.IntRange(min=1), metavar="N", help="The best N runs, instead of RUN."
@@ -55,6 +71,9 @@ def compare(
     """
     if bool(words) == (best is not None):
         raise click.UsageError("name runs, or let --best N choose them")
+    for file in (html, json_):
+        if file is not None and not file.parent.is_dir():
+            raise click.UsageError(f"{file.parent}: no such folder")
 
     from dqrm.comparison.differences import grouped
     from dqrm.comparison.find import Finder
@@ -66,6 +85,7 @@ def compare(
     click.echo(report.text(shutil.get_terminal_size().columns), nl=False)
     if html is not None:
         report.write_html(html)
+        click.echo(f"\nreport in {html}")
     if json_ is not None:
         report.write_json(json_)
     if log:

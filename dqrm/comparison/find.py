@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dqrm.comparison.folders import is_run_folder, read_folder
-from dqrm.comparison.record import ComparedRun, distinct
+from dqrm.comparison.record import COMPARISON_FILE, ComparedRun, distinct
 from dqrm.tracking.uri import resolve_uri, sqlite_file
 
 if TYPE_CHECKING:
@@ -39,9 +39,13 @@ class Finder:
 
         Raises:
             FileNotFoundError: there is no such run; the message names the nearest ones.
-            ValueError: a word fits several runs.
+            ValueError: a word fits several runs, or is no run.
         """
-        found = [run for word in words for run in self._one(word)]
+        # `runs/*` takes in what earlier comparisons left there.
+        wanted = [word for word in words if not (Path(word) / COMPARISON_FILE).is_file()]
+        found = [run for word in wanted for run in self._one(word)]
+        if not found:
+            raise ValueError("these are comparisons; name the runs to compare")
         # Where a run is known by its id, a folder and the store are the same run.
         once = {run.run_id or run.source: run for run in reversed(found)}
         return distinct([run for run in found if once[run.run_id or run.source] is run])

@@ -16,6 +16,7 @@ from dqrm.comparison.metrics import Metric, best_texts, columns, metric_of, qual
 from dqrm.comparison.record import ComparedRun
 from dqrm.comparison.svg import colour_class
 from dqrm.comparison.table import mean_text
+from dqrm.text import shortened
 
 _STYLE = Path(__file__).with_name("report.css")
 _SCRIPT = Path(__file__).with_name("report.js")
@@ -25,6 +26,7 @@ _TILES = {
     "perf/samples_per_second": "fastest training",
     "comm/sent_bytes_per_step": "lightest exchange",
 }
+_SHOWN_VALUE = 36
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -140,17 +142,14 @@ def _metrics(runs: Sequence[ComparedRun], numbers: dict[str, int]) -> str:
         metric.key: best_texts(metric, [run.metrics.get(metric.key) for run in runs])
         for metric in shown
     }
-    status = any(run.status != "FINISHED" for run in runs)
     rows = []
     for run in runs:
         number = numbers[run.name]
         cells = [
             f'<th scope="row" data-value="{escape(run.name)}" title="{escape(run.name)}">'
-            f"{_key(number)}{escape(run.name)}</th>"
+            f"{_key(number)}{escape(run.name)}{_status(run)}</th>"
         ]
         cells += [_cell(metric, run.metrics.get(metric.key), best[metric.key]) for metric in shown]
-        if status:
-            cells.append(f"<td>{escape(run.status.lower())}</td>")
         rows.append(f'<tr data-shows="{number}">{"".join(cells)}</tr>')
     heads = ["<th>run</th>"]
     heads += [
@@ -158,9 +157,12 @@ def _metrics(runs: Sequence[ComparedRun], numbers: dict[str, int]) -> str:
         f"{escape(metric.title)}</th>"
         for metric in shown
     ]
-    heads += ["<th>status</th>"] if status else []
     note = "The best of each column is marked; speeds and traffic are medians over the run."
     return _sheet(heads, rows, "sorted") + f'<p class="note">{note}</p>'
+
+
+def _status(run: ComparedRun) -> str:
+    return "" if run.status == "FINISHED" else f" <small>{escape(run.status.lower())}</small>"
 
 
 def _cell(metric: Metric, value: float | None, best: set[str]) -> str:
@@ -210,9 +212,9 @@ def _setting(found: Difference) -> str:
         if value is None:
             cells.append('<td class="other">&ndash;</td>')
             continue
-        kind = "text other" if value == usual and len(found.values) > 2 else "text"
-        shown = escape(value)
-        cells.append(f'<td class="{kind}" title="{shown}">{shown}</td>')
+        kind = ' class="other"' if value == usual and len(found.values) > 2 else ""
+        shown = escape(shortened(value, _SHOWN_VALUE))
+        cells.append(f'<td{kind} title="{escape(value)}">{shown}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 
 

@@ -9,6 +9,9 @@ from dqrm.tracking.measurements import Measurements
 COMPARISON_TAG = "dqrm.comparison"
 """Set on runs of MLflow that hold a comparison of others."""
 
+COMPARISON_FILE = "comparison.json"
+"""In folders that hold a comparison."""
+
 Curve = tuple[tuple[int, float], ...]
 """(step, value), steps ascending."""
 

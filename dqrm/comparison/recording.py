@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dqrm.comparison.find import RUNS
 from dqrm.comparison.metrics import best_texts, columns
-from dqrm.comparison.record import COMPARISON_TAG, ComparedRun
+from dqrm.comparison.record import COMPARISON_FILE, COMPARISON_TAG, ComparedRun
 from dqrm.comparison.report import Report
 from dqrm.tracking.config import TrackingConfig
 from dqrm.tracking.identity import RecordedRun, recorded_run
@@ -38,14 +38,14 @@ def record_report(
         system_metrics=False,
         tags={COMPARISON_TAG: report.title},
     )
+    report.write_json(run_dir / COMPARISON_FILE)
     tracker = start_tracker(config, run_name=run_dir.name, run_dir=run_dir)
     complete = False
     try:
         tracker.log_params({"runs": ", ".join(run.name for run in report.runs)})
         report.write_html(run_dir / "report.html")
-        report.write_json(run_dir / "comparison.json")
         (run_dir / "comparison.txt").write_text(report.text(_WIDTH), encoding="utf-8")
-        for name in ("report.html", "comparison.txt", "comparison.json"):
+        for name in ("report.html", "comparison.txt", COMPARISON_FILE):
             tracker.log_artifact(run_dir / name)
         tracker.describe(description(report))
         complete = True

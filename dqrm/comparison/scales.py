@@ -83,7 +83,8 @@ def logarithmic(values: Iterable[float], doubling: float = 10.0) -> Scale:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
         steps = (1, 2, 5) if high / low < 300 else (1,)
         ticks = [step * 10.0**n for n in range(first, last + 1) for step in steps]
-    return Scale("log", low, high, tuple(tick for tick in ticks if low <= tick <= high))
+    inside = [tick for tick in ticks if low <= tick <= high]
+    return Scale("log", low, high, tuple(inside or dict.fromkeys((min(found), max(found)))))
 
 
 def root(high: float) -> Scale:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from dqrm.comparison.scales import Scale
+from dqrm.text import shortened
 
 WIDTH = 430.0
 HEIGHT = 300.0
@@ -145,7 +146,7 @@ def rows_svg(
         parts.append(f'<polyline class="guide" points="{x:.1f},{_TOP - 4} {x:.1f},{bottom}"/>')
     for number, (name, marks) in enumerate(rows):
         y = _TOP + _ROW * (number + 0.5)
-        parts.append(_text(left - 8, y + 4, _shortened(name), "tick end", name))
+        parts.append(_text(left - 8, y + 4, shortened(name, _NAME_LETTERS), "tick end", name))
         if len(marks) > 1:
             ends = [at(mark.value) for mark in marks]
             parts.append(_rule(min(ends), y, max(ends), y, "span"))
@@ -161,10 +162,6 @@ def rows_svg(
 
 
 _NAME_LETTERS = 24
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= _NAME_LETTERS else f"{name[: _NAME_LETTERS - 3]}..."
 
 
 def colour_class(group: int) -> str:

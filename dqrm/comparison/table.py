@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dqrm.comparison.differences import Group, differences
 from dqrm.comparison.metrics import Metric, best_texts, columns
 from dqrm.comparison.record import ComparedRun
-from dqrm.text import table
+from dqrm.text import shortened, table
 
 _SHOWN_VALUE = 24
+_SHOWN_NAME = 36
 _SPACE = 2
 
 
@@ -31,7 +32,7 @@ def _metrics(runs: Sequence[ComparedRun], width: int) -> str:
     shown = columns([run.metrics for run in runs], short=True)
     if not shown:
         return "none of these runs has metrics yet"
-    rows = [[run.name] for run in runs]
+    rows = [[shortened(run.name, _SHOWN_NAME)] for run in runs]
     for metric in shown:
         values = [run.metrics.get(metric.key) for run in runs]
         best = best_texts(metric, values)
@@ -56,7 +57,10 @@ def _marked(metric: Metric, value: float | None, best: set[str]) -> str:
 def _means(groups: Sequence[Group], width: int) -> str:
     shown = columns([run.metrics for group in groups for run in group.runs], short=True)
     rows = [
-        [f"{group.name} ({len(group.runs)})", *(mean_text(metric, group) for metric in shown)]
+        [
+            f"{shortened(group.name, _SHOWN_NAME)} ({len(group.runs)})",
+            *(mean_text(metric, group) for metric in shown),
+        ]
         for group in groups
     ]
     header = ["mean over runs", *(metric.title for metric in shown)]
@@ -81,8 +85,11 @@ def _settings(groups: Sequence[Group], width: int) -> str:
     more = f"settings known of some runs only: {len(partial)}" if partial else ""
     if not unequal:
         return more or "no settings differ"
-    header = ["setting", *(group.name for group in groups)]
-    rows = [[found.key, *(_cut(value) for value in found.values)] for found in unequal]
+    header = ["setting", *(shortened(group.name, _SHOWN_VALUE) for group in groups)]
+    rows = [
+        [found.key, *(shortened(value or "-", _SHOWN_VALUE) for value in found.values)]
+        for found in unequal
+    ]
     return _tables(header, rows, width) + (f"\n{more}" if more else "")
 
 
@@ -103,9 +110,3 @@ def _tables(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) ->
         table([header[n] for n in numbers], [[row[n] for n in numbers] for row in rows])
         for numbers in chosen
     )
-
-
-def _cut(value: str | None) -> str:
-    if value is None:
-        return "-"
-    return value if len(value) <= _SHOWN_VALUE else value[: _SHOWN_VALUE - 3] + "..."

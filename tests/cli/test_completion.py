@@ -76,6 +76,14 @@ def test_names_of_shipped_configurations() -> None:
     assert complete("bash", "dqrm", "configs", "cp", "") == names
 
 
+def test_names_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("fp32", "int4", "int8"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.yaml").touch()
+    assert complete("bash", "dqrm", "compare", "fp32", "int") == ["int4", "int8"]
+
+
 def test_every_key_is_offered_in_fish() -> None:
     keys = [f"{field.path}=" for field in describe_fields(RunConfig)]
     offered = complete("fish", "dqrm", "train", "optim.")

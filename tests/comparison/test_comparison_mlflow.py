@@ -161,6 +161,10 @@ def test_a_recorded_comparison_opens_in_mlflow(dqrm: Run, here: Path) -> None:
     # It is no run to be compared.
     best = dqrm("compare", "--best", "9", "--by", "size/packed_bytes")
     assert "comparison-" not in best.stdout
+    assert dqrm("compare", *map(str, Path("runs").iterdir())).exit_code == 0
+    alone = dqrm("compare", str(folder))
+    assert alone.exit_code == 2
+    assert "these are comparisons" in alone.stderr
     shutil.rmtree(folder)
 
 

@@ -128,6 +128,7 @@ SCALES = {
     "half-epoch": whole([0.5]),
     "bytes": logarithmic([29_000, 217_000], 2.0),
     "one-size": logarithmic([1000.0], 2.0),
+    "between-powers": logarithmic([44.0], 2.0),
     "wide": logarithmic([1.0, 1e9]),
     "root": root(0.7),
 }
