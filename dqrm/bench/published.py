@@ -4,7 +4,7 @@ One scale a table, and one an output channel of an MLP, is the mean over ranks o
 magnitudes: what lies above is clipped. Residuals are kept for MLPs only, and are what the mean over
 ranks took away from a rank's own gradient. Codes travelled in FP32; so they do here.
 
-    python -m dqrm.bench.published CONFIG.yaml      # one worker; started by dqrm.bench.replicas
+    python -m dqrm.bench.published CONFIG.yaml      # one worker; started by dqrm.study.launch
 """
 
 import sys

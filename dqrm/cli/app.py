@@ -33,7 +33,7 @@ _COMMANDS = {
     ),
     "study": (
         "dqrm.cli.study:study",
-        "Repeat a claim by real runs over several seeds, with a verdict by a rule.",
+        "Repeat a claim: arms beside the strongest rival, over seeds, with a verdict by a rule.",
     ),
     "ui": ("dqrm.cli.ui:ui", "Open the MLflow page on the store that runs are recorded in."),
     "tracking": ("dqrm.cli.tracking:tracking", "Upload what a lost tracking server missed."),

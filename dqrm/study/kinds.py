@@ -148,7 +148,8 @@ def _scale_period(base: RunConfig, dataset: PreparedDataset, processes: int) -> 
     )
 
 
-def _exchange(base: RunConfig, dataset: PreparedDataset, processes: int) -> Question:
+def exchange_arms(processes: int) -> tuple[Arm, ...]:
+    """Return one process, and several by the codecs of their exchange."""
     several: list[tuple[str, str, dict[str, object]]] = [
         ("fp32", "FP32", {"rows": "fp32", "dense": "fp32"}),
         ("int8", "INT8 rows, INT8 MLPs", {"rows": "int8", "dense": "int8"}),
@@ -165,23 +166,27 @@ def _exchange(base: RunConfig, dataset: PreparedDataset, processes: int) -> Ques
             {"rows": "int8", "dense": "int8", "error_feedback": False},
         ),
     ]
+    return (
+        Arm("alone", "1 process"),
+        *(
+            Arm(f"x-{key}", title, {"exchange": exchange}, processes=processes)
+            for key, title, exchange in several
+        ),
+        Arm(
+            "x-published",
+            "published: clipped mean scales",
+            processes=processes,
+            module="dqrm.bench.published",
+        ),
+    )
+
+
+def _exchange(base: RunConfig, dataset: PreparedDataset, processes: int) -> Question:
     return Question(
         "exchange",
         "Gradients of touched rows and MLPs travel as INT8 at little cost in quality (arXiv "
         "2410.20046, tables 4 and 6).",
-        (
-            Arm("alone", "1 process"),
-            *(
-                Arm(f"x-{key}", title, {"exchange": exchange}, processes=processes)
-                for key, title, exchange in several
-            ),
-            Arm(
-                "x-published",
-                "published: clipped mean scales",
-                processes=processes,
-                module="dqrm.bench.published",
-            ),
-        ),
+        exchange_arms(processes),
         ours="x-int8",
         rival="x-fp32",
         pictures=("wire", "curves"),

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dqrm.config import RunConfig
-from dqrm.configuration import ConfigError
 from dqrm.data.dataset import PreparedDataset
 from dqrm.study.arms import TUNED, Arm
-from dqrm.study.kinds import KINDS, Question
+from dqrm.study.kinds import Builder, Question
 from dqrm.study.trials import Trial, make_trial
 
 
@@ -50,6 +49,7 @@ class Plan:
 
 def make_plan(
     kind: str,
+    ask: Builder,
     bases: Sequence[tuple[str, RunConfig]],
     seeds: Sequence[int],
     output: Path,
@@ -59,7 +59,8 @@ def make_plan(
     """Return what a study would run.
 
     Args:
-        kind: one of ``KINDS``.
+        kind: name of the study.
+        ask: makes the question of each case.
         bases: labels and configurations; one case each.
         seeds: one run of each arm for each.
         output: folder of all studies.
@@ -71,9 +72,7 @@ def make_plan(
     """
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds {', '.join(map(str, seeds))}: each may be given once")
-    cases = tuple(
-        _case(kind, label, base, tuple(seeds), output, processes) for label, base in bases
-    )
+    cases = tuple(_case(ask, label, base, tuple(seeds), output, processes) for label, base in bases)
     return Plan(kind, tuple(seeds), output, output / f"{kind}-{name}", cases)
 
 
@@ -85,15 +84,13 @@ def add_arm(plan: Plan, case: Case, arm: Arm) -> list[Trial]:
 
 
 def _case(
-    kind: str, label: str, base: RunConfig, seeds: tuple[int, ...], output: Path, processes: int
+    ask: Builder, label: str, base: RunConfig, seeds: tuple[int, ...], output: Path, processes: int
 ) -> Case:
     dataset = PreparedDataset.open(base.data.path)
     for split, why in (("validation", "select"), ("test", "compare")):
         if split not in dataset.manifest.splits:
             raise ValueError(f"{dataset.path}: no {split} split to {why} on")
-    if base.quant.bits == 32:
-        raise ConfigError("quant.bits=32: a study trains FP32 beside low bits; leave it out")
-    question = KINDS[kind](base, dataset, processes)
+    question = ask(base, dataset, processes)
     trials: dict[str, list[Trial]] = {}
     for arm in question.arms:
         trials[arm.key] = _trials(base, dataset, arm, seeds, output, trials)

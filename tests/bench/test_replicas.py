@@ -9,7 +9,7 @@ import pytest
 import torch
 from worlds import run_world
 
-from dqrm.bench.replicas import arms
+from dqrm.study.kinds import exchange_arms
 
 
 def published(rank, world_size):
@@ -52,7 +52,7 @@ def test_scales_are_means_of_ranks_and_clip():
 def test_the_command_compares_real_runs(clicks_data, tmp_path):
     report = tmp_path / "out.json"
     shape = ["model.embedding_dim=4", "model.bottom_mlp=[8]", "model.top_mlp=[8]"]
-    last = len(arms(2)) - 1
+    last = len(exchange_arms(2)) - 1
     done = subprocess.run(
         [sys.executable, "-m", "dqrm", "bench", "replicas", f"data.path={clicks_data}", *shape,
          "train.max_steps=20", "exchange.backend=gloo", "--seeds", "0", "--only", f"0,2,{last}",
@@ -61,9 +61,10 @@ def test_the_command_compares_real_runs(clicks_data, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     record = json.loads(report.read_text())
-    names = [arm["arm"]["name"] for arm in record["arms"]]
+    names = [arm["name"] for arm in record["arms"]]
     assert names == ["1 process", "INT8 rows, INT8 MLPs", "published: clipped mean scales"]
     for arm in record["arms"]:
-        assert 0.4 < arm["auc"][0] < 1
-        assert arm["arm"]["name"] in done.stdout
-    assert record["arms"][1]["ratio"] > 2
+        assert 0.4 < arm["outcomes"][0]["test"]["auc"] < 1
+        assert arm["name"] in done.stdout
+    assert record["arms"][1]["outcomes"][0]["ratio"] > 2
+    assert record["arms"][2]["outcomes"][0]["sent_bytes"] is None

@@ -52,6 +52,8 @@ def test_the_commands_are_these() -> None:
         *("jobs validate", "jobs list", "jobs run", "jobs serve", "jobs pause", "jobs resume"),
         *("jobs history", "jobs logs", "jobs export"),
         "bench transformers",
+        *("study overfit", "study bits", "study scale-period", "study exchange"),
+        *("study memory", "study multihot"),
         "compare",
         *("ui", "doctor", "tracking sync", "completion"),
         *("pipeline run", "pipeline validate", "pipeline ls", "pipeline import", "profile"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dqrm.config import RunConfig
 from dqrm.study.arms import FULL, TUNED, Arm, merged, quantized
-from dqrm.study.kinds import KINDS, Question
+from dqrm.study.kinds import Question
 from dqrm.study.plan import make_plan
 from dqrm.study.study import Conductor
 
@@ -51,8 +51,7 @@ def base(data, **tracking):
 
 
 def run(data, output, seeds=SEEDS, jobs=1):
-    KINDS["small"] = question
-    plan = make_plan("small", [("", base(data))], seeds, Path(output), "clicks")
+    plan = make_plan("small", question, [("", base(data))], seeds, Path(output), "clicks")
     said = []
     study = Conductor(plan, jobs, 1, plan.cases[0].base.tracking, lambda *a: said.append(a)).run()
     return study, said

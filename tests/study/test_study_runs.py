@@ -142,16 +142,15 @@ def test_what_is_complete_is_not_run_again(killed_and_completed, clicks_data, mo
     assert again.answered[0].outcomes["int4"] == before.answered[0].outcomes["int4"]
 
 
-def test_runs_are_below_the_study_in_mlflow(clicks_data, tmp_path, monkeypatch):
+def test_runs_are_below_the_study_in_mlflow(clicks_data, tmp_path):
     from mlflow import MlflowClient
 
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     question = Question(
         "one", "One arm.", (Arm("int4", "INT4", quantized(4)),), "int4", "int4", ("curves",)
     )
-    monkeypatch.setitem(KINDS, "one", lambda base, dataset, processes: question)
     base = small_study.base(clicks_data, enabled=True, uri=uri, system_metrics=False)
-    plan = make_plan("one", [("", base)], [3], tmp_path / "out", "clicks")
+    plan = make_plan("one", lambda *_: question, [("", base)], [3], tmp_path / "out", "clicks")
     study = Conductor(plan, 1, 1, base.tracking, lambda *arguments: None).run()
     assert not study.failed
     client = MlflowClient(uri)
@@ -169,12 +168,11 @@ def test_what_cannot_be_studied_is_refused(clicks_data, tmp_path):
         tree = small_study.base(clicks_data).model_dump()
         for section, values in (change or {}).items():
             tree[section].update(values)
-        return make_plan(kind, [("", RunConfig.model_validate(tree))], seeds, tmp_path, "x")
+        changed = RunConfig.model_validate(tree)
+        return make_plan(kind, KINDS[kind], [("", changed)], seeds, tmp_path, "x")
 
     with pytest.raises(ValueError, match="each may be given once"):
         plan(seeds=(0, 1, 0))
-    with pytest.raises(ConfigError, match=r"quant\.bits=32"):
-        plan({"quant": {"bits": 32, "mlp_bits": 32}})
     # INT8 products need codes, which FP32 MLPs do not have.
     with pytest.raises(ConfigError, match="INT16 tables"):
         plan({"train": {"precision": "int8"}}, kind="bits")

@@ -1,18 +1,20 @@
 """``dqrm bench accuracy``: what 4 bits cost or gain."""
 
-import json
+import itertools
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from dqrm.cli.bench.compared import compare, exit_code, test_figures
 from dqrm.cli.bench.seeds import seeds_option
 from dqrm.cli.framework import DqrmCommand
 from dqrm.cli.options import config_option, overrides_argument
 from dqrm.cli.text import bytes_text, table
 
 if TYPE_CHECKING:
-    from dqrm.bench.accuracy import Arm
+    from dqrm.study.study import Answered
 
 _EXAMPLES = [
     ("dqrm bench accuracy --config census", "three seeds of each on the built-in example"),
@@ -39,12 +41,12 @@ def accuracy(
     json_file: Path | None,
     plot_file: Path | None,
     overrides: tuple[str, ...],
-) -> None:
+) -> int:
     """Compare a recipe in FP32, quantized afterwards, and trained at its low bits.
 
     Each run is selected on validation, tested once and recorded in MLflow. A third line
     quantizes the FP32 model row by row without training. Spread is the standard deviation over
-    seeds.
+    seeds. Runs are those of `dqrm study`, in <output>/study: complete ones are not run again.
     """
     from dqrm.config import RunConfig
     from dqrm.configuration import load
@@ -53,57 +55,52 @@ def accuracy(
     config = load(RunConfig, source, overrides)
     prepare_threads(config.train.threads)
 
-    from dqrm.bench.accuracy import compare_accuracy
-    from dqrm.data.files import write_json
-    from dqrm.tracking.environment import environment_tags
+    from dqrm.bench.accuracy import question
 
-    arms = compare_accuracy(config, seeds, Path(source).stem if source else None)
-    if json_file is not None:
-        record = {
-            "environment": environment_tags(),
-            "config": config.model_dump(mode="json"),
-            "seeds": seeds,
-            "arms": [arm.as_dict() for arm in arms],
-        }
-        write_json(json_file, json.loads(json.dumps(record)))
+    study = compare("accuracy", question, config, seeds, json_file)
+    (answered,) = study.answered
     if plot_file is not None:
-        from dqrm.bench.plots import plot_validation
+        from dqrm.study.plots import PICTURES
 
-        plot_validation(arms, plot_file)
-    click.echo(_summary(arms))
+        _, draw = PICTURES["curves"]
+        draw(study.answered, [], plot_file)
+    click.echo(_summary(answered))
     click.echo()
-    click.echo(_curves(arms))
+    click.echo(_curves(answered))
+    return exit_code(study)
 
 
-def _summary(arms: "list[Arm]") -> str:
+def _summary(answered: "Answered") -> str:
     header = ("", "test AUC", "spread", "test log loss", "spread", "validation AUC", "size")
     rows = []
-    for arm in arms:
-        validation = [measured.auc for measured in arm.validation]
-        rows.append(
-            (
-                arm.name,
-                f"{arm.mean('auc'):.4f}",
-                f"{arm.spread('auc'):.4f}",
-                f"{arm.mean('log_loss'):.4f}",
-                f"{arm.spread('log_loss'):.4f}",
-                f"{sum(validation) / len(validation):.4f}" if validation else "-",
-                bytes_text(arm.packed_bytes),
+    for arm in answered.arms:
+        outcomes = answered.outcomes[arm.key]
+        if outcomes:
+            rows.append(
+                (
+                    arm.title,
+                    *test_figures(outcomes, "auc"),
+                    *test_figures(outcomes, "log_loss"),
+                    f"{statistics.fmean(o.validation['auc'] for o in outcomes):.4f}",
+                    bytes_text(outcomes[0].packed_bytes),
+                )
             )
-        )
     return table(header, rows)
 
 
-def _curves(arms: "list[Arm]") -> str:
+def _curves(answered: "Answered") -> str:
     """Validation by epoch, the mean over seeds; only what every seed reached."""
-    trained = [arm for arm in arms if arm.curves and arm.curves[0]]
-    header = ["epoch", *(f"{arm.name} {metric}" for arm in trained for metric in ("AUC", "loss"))]
+    curves = {
+        arm.title: [o.curve for o in answered.outcomes[arm.key] if o.curve] for arm in answered.arms
+    }
+    trained = {title: of_arm for title, of_arm in curves.items() if of_arm}
+    header = ["epoch", *(f"{title} {metric}" for title in trained for metric in ("AUC", "loss"))]
     rows = []
-    for points in zip(*(curve for arm in trained for curve in arm.curves), strict=False):
-        row, rest = [f"{points[0]['epoch']:.2f}"], list(points)
-        for arm in trained:
-            own, rest = rest[: len(arm.curves)], rest[len(arm.curves) :]
-            for metric in ("auc", "log_loss"):
-                row.append(f"{sum(point[metric] for point in own) / len(own):.4f}")
+    for points in zip(*itertools.chain(*trained.values()), strict=False):
+        row, rest = [f"{points[0].epoch:.2f}"], list(points)
+        for of_arm in trained.values():
+            own, rest = rest[: len(of_arm)], rest[len(of_arm) :]
+            row.append(f"{statistics.fmean(point.auc for point in own):.4f}")
+            row.append(f"{statistics.fmean(point.log_loss for point in own):.4f}")
         rows.append(row)
     return table(header, rows)

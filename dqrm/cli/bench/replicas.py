@@ -1,18 +1,18 @@
 """``dqrm bench replicas``: what training in several processes costs in accuracy."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from dqrm.cli.bench.compared import compare, exit_code, test_figures
 from dqrm.cli.bench.seeds import seeds_option
 from dqrm.cli.framework import DqrmCommand
 from dqrm.cli.options import config_option, overrides_argument
 from dqrm.cli.text import bytes_text, table
 
 if TYPE_CHECKING:
-    from dqrm.bench.replicas import Result
+    from dqrm.study.study import Answered
 
 _EXAMPLES = [
     ("dqrm bench replicas --config census", "three seeds of each, in two processes"),
@@ -38,54 +38,47 @@ def replicas(
     seeds: tuple[int, ...],
     json_file: Path | None,
     overrides: tuple[str, ...],
-) -> None:
+) -> int:
     """Compare one process with several, by codecs of the exchange.
 
     Batches are the same whole ones in every arm. Each run is selected on validation and tested
     once. Bytes are what a rank sends in a step; their ratio is to the same collectives in FP32.
+    Runs are those of `dqrm study exchange`, in <output>/study.
     """
-    from dqrm.bench.replicas import arms, compare_replicas
     from dqrm.config import RunConfig
     from dqrm.configuration import load
-    from dqrm.data.files import write_json
-    from dqrm.tracking.environment import environment_tags
+    from dqrm.study.kinds import Question, exchange_arms
 
-    chosen = arms(nproc)
+    chosen = exchange_arms(nproc)
     if only is not None:
         try:
-            chosen = [chosen[int(number)] for number in only.split(",")]
+            chosen = tuple(chosen[int(number)] for number in only.split(","))
         except (ValueError, IndexError):
             raise click.BadParameter(
                 f"--only {only!r}: give numbers from 0 to {len(chosen) - 1}"
             ) from None
     config = load(RunConfig, source, ["tracking.enabled=false", *overrides])
-    results = []
-    for result in compare_replicas(config, chosen, seeds, Path(source or "train").stem):
-        results.append(result)
-        if json_file is not None:
-            record = {
-                "environment": environment_tags(),
-                "config": config.model_dump(mode="json"),
-                "seeds": seeds,
-                "arms": [done.as_dict() for done in results],
-            }
-            write_json(json_file, json.loads(json.dumps(record)))
-    click.echo(_summary(results))
+    asked = Question("replicas", "", chosen, chosen[-1].key, chosen[0].key, ())
+    study = compare("replicas", lambda *_: asked, config, seeds, json_file, nproc)
+    click.echo(_summary(study.answered[0]))
+    return exit_code(study)
 
 
-def _summary(results: "list[Result]") -> str:
+def _summary(answered: "Answered") -> str:
     header = ("", "processes", "test AUC", "spread", "test log loss", "bytes a step", "ratio")
     rows = []
-    for result in results:
-        rows.append(
-            (
-                result.arm.name,
-                str(result.arm.processes),
-                f"{sum(result.auc) / len(result.auc):.4f}",
-                f"{result.spread:.4f}",
-                f"{sum(result.log_loss) / len(result.log_loss):.4f}",
-                "-" if result.sent_bytes is None else bytes_text(int(result.sent_bytes)),
-                "-" if result.ratio is None else f"{result.ratio:.1f}",
+    for arm in answered.arms:
+        outcomes = answered.outcomes[arm.key]
+        if outcomes:
+            sent, ratio = outcomes[-1].sent_bytes, outcomes[-1].ratio
+            rows.append(
+                (
+                    arm.title,
+                    str(arm.processes),
+                    *test_figures(outcomes, "auc"),
+                    test_figures(outcomes, "log_loss")[0],
+                    "-" if sent is None else bytes_text(int(sent)),
+                    "-" if ratio is None else f"{ratio:.1f}",
+                )
             )
-        )
     return table(header, rows)

@@ -13,6 +13,7 @@ from dqrm.data.files import write_json
 from dqrm.runtime import choose_threads, prepare_threads
 from dqrm.study.arms import Arm
 from dqrm.study.document import Block, Heading, Paragraph, Table
+from dqrm.study.kinds import KINDS
 from dqrm.study.plan import Plan, make_plan
 from dqrm.study.teacher import teacher_data
 
@@ -65,7 +66,7 @@ def run_study(
                 folder = teacher_data(output, size, display.show, length)
                 config = load(RunConfig, _TEACHER_RECIPE, [*given, f"data.path={folder}"])
                 bases.append(("" if length is None else f"bags to {length}", config))
-        plan = make_plan(kind, bases, seeds, output, name, nproc)
+        plan = make_plan(kind, KINDS[kind], bases, seeds, output, name, nproc)
         _require_lists(kind, plan)
         if dry_run:
             click.echo(_describe(plan, jobs, share))
