@@ -112,6 +112,7 @@ def write_manifest(
     sources: Sequence[SourceInfo],
     missing: Sequence[int],
     settings: Mapping[str, Any],
+    report: Mapping[str, Any],
 ) -> Manifest:
     """Write `dataset.json`, which makes the folder a data set."""
     rows = sum(split.num_rows for split in splits.values())
@@ -128,6 +129,7 @@ def write_manifest(
         splits=splits,
         sources=tuple(sources),
         settings=dict(settings),
+        report=dict(report),
     )
     manifest.write(output)
     return manifest

@@ -262,7 +262,10 @@ class Preparation:
         missing = [
             sum(shard["missing"][at] for shard in self.shards.values()) for at in range(num_columns)
         ]
-        return finish.write_manifest(job, output, keys, splits, sources, missing, self.settings)
+        report = {"new_ids": self.new_ids} if self.new_ids else {}
+        return finish.write_manifest(
+            job, output, keys, splits, sources, missing, self.settings, report
+        )
 
     def _unknown_rates(self, encoded: list[dict[str, Any]]) -> dict[str, float]:
         rates = {}

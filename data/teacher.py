@@ -5,7 +5,7 @@ n rows, D dense columns, T tables, K latent width. Every random number is a func
 same in every row without a stored table of effects.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -97,15 +97,22 @@ class Teacher:
         }
         self._slope, self._bias = _calibrate(self._sum(parts), bayes_auc, positive_rate)
 
-    def chunk(self, number: int) -> tuple[Rows, F64]:
-        """Rows [CHUNK_ROWS] of a chunk and the true probability of each label."""
-        rows, parts = self._draw(_ROWS, number)
+    def chunk(
+        self, number: int, present: Callable[[I32], I32] = lambda ids: ids
+    ) -> tuple[Rows, F64]:
+        """Rows [CHUNK_ROWS] of a chunk and the true probability of each label.
+
+        present: ids that rows hold in place of those that are drawn.
+        """
+        rows, parts = self._draw(_ROWS, number, present)
         probability = _sigmoid(self._slope * self._sum(parts) + self._bias)
         chance = _uniforms(self._words(_ROWS, number, 2, CHUNK_ROWS // 2))
         rows.label[:] = chance < probability
         return rows, probability
 
-    def _draw(self, stream: int, number: int) -> tuple[Rows, dict[str, F64]]:
+    def _draw(
+        self, stream: int, number: int, present: Callable[[I32], I32] = lambda ids: ids
+    ) -> tuple[Rows, dict[str, F64]]:
         """Rows with their labels unset, and the three parts of the logit before scaling."""
         n = CHUNK_ROWS
         dense, signal = self._dense(stream, number)
@@ -118,11 +125,12 @@ class Teacher:
         for t, size in enumerate(self._table_rows):
             if self._multi_hot[t]:
                 bags = self._bags(stream, number, t)
+                bags = Lists(bags.offsets, present(bags.ids))
                 effects = _sum_bags(self._effects(t, bags.ids), bags.offsets)
                 effects /= np.sqrt(np.float32(self._max_bag / 2))
                 lists.append(bags)
             else:
-                ids = zipf_ids(uniforms[t], size, self._zipf)
+                ids = present(zipf_ids(uniforms[t], size, self._zipf))
                 effects = self._effects(t, ids)
                 one_hot.append(ids)
             linear += self._linear_weight[t] * effects[0]

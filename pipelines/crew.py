@@ -70,6 +70,8 @@ class Crew:
                 },
                 "inputs": {name: str(folder) for name, folder in context.inputs.items()},
                 "metrics": {name: dict(values) for name, values in context.metrics.items()},
+                "digest": context.digest,
+                "references": dict(context.references),
                 "output": str(context.output),
                 "scratch": str(context.scratch),
                 "run_dir": str(context.run_dir),
@@ -145,6 +147,8 @@ def _context(call: dict[str, Any], stop: Callable[[], int | None]) -> StageConte
     return StageContext(
         inputs={name: Path(folder) for name, folder in call["inputs"].items()},
         metrics=call["metrics"],
+        digest=call["digest"],
+        references=call["references"],
         output=Path(call["output"]),
         scratch=Path(call["scratch"]),
         run_dir=Path(call["run_dir"]),

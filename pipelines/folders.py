@@ -6,24 +6,27 @@
         work/<stage>-<digest>/  of a stage that is not complete: output/ and scratch/
         runs/<stage>-<digest>/  of each stage's MLflow run; a stage that trains has all of it here
         runs/pipeline/          of the pipeline's own
+        references.json         what names in settings meant when a stage was first run with them
 
 A stage's output becomes visible under ``stages`` by one rename, when its files and its record are
 on the disk.
 """
 
 import fcntl
+import json
 import os
 import shutil
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from dqrm.data.files import sync
+from dqrm.data.files import sync, write_json
 from dqrm.pipelines.record import RECORD_FILE, read_record
 
 CONFIG_FILE = "pipeline.yaml"
 """Written first of all."""
 
+_REFERENCES = "references.json"
 _DIGEST_CHARACTERS = 12
 
 
@@ -85,6 +88,7 @@ class PipelineFolder:
     def forget(self, key: str) -> None:
         """Have a stage run again, from its beginning and as another MLflow run."""
         (self.stage(key) / RECORD_FILE).unlink(missing_ok=True)
+        self._write_references({k: v for k, v in self._read_references().items() if k != key})
         for parent in ("work", "runs"):
             for folder in (self.path / parent).glob(f"{key}-*"):
                 if len(folder.name) != len(key) + 1 + _DIGEST_CHARACTERS:
@@ -93,6 +97,35 @@ class PipelineFolder:
                     shutil.rmtree(folder)
                 else:
                     folder.rename(_free_name(folder))
+
+    def references(self, key: str, digest: str) -> dict[str, str] | None:
+        """What a stage's references meant when it was first run, if that is known.
+
+        Args:
+            key: of the stage.
+            digest: of all else that decides its result.
+        """
+        kept = self._read_references().get(key)
+        if kept is None or kept["digest"] != digest:
+            return None
+        meant: dict[str, str] = kept["references"]
+        return meant
+
+    def keep_references(self, key: str, digest: str, references: dict[str, str]) -> None:
+        """Write down what a stage's references mean."""
+        entry = {"digest": digest, "references": references}
+        self._write_references({**self._read_references(), key: entry})
+
+    def _read_references(self) -> dict[str, Any]:
+        try:
+            kept: dict[str, Any] = json.loads((self.path / _REFERENCES).read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+        return kept
+
+    def _write_references(self, kept: dict[str, Any]) -> None:
+        if kept != self._read_references():
+            write_json(self.path / _REFERENCES, kept)
 
     def publish(self, key: str, digest: str) -> None:
         """Make the finished output of a stage the visible one, and drop its work folder."""

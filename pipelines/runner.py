@@ -87,6 +87,7 @@ def run_pipeline(
 
     Raises:
         ValueError: a stage cannot work with its settings; the message names it.
+        GateNotMet: a stage found that what was made is not good enough.
     """
     stages = by_key(config.stages)
     _check_start(start, stages)
@@ -114,7 +115,8 @@ def run_pipeline(
             for key, stage in stages.items():
                 if stop.signal is not None:
                     raise Interrupted(stop.signal)
-                step = _Step(folder, key, stage, done, stages)
+                step = _Step(folder, key, stage, done, stages, config.tracking)
+                step.keep_references()
                 done[key] = step.complete() or step.run(
                     config.tracking, tracker, crew, lambda: stop.signal, progress
                 )
@@ -148,7 +150,7 @@ def plan_pipeline(config: PipelineConfig, start: str | None = None) -> list[Plan
         elif waiting:
             reason = f"waits for {' and '.join(waiting)}"
         else:
-            step = _Step(folder, key, stage, done, stages)
+            step = _Step(folder, key, stage, done, stages, config.tracking)
             result = step.complete()
             if result is not None:
                 done[key] = result
@@ -178,22 +180,31 @@ class _Step:
         stage: Stage,
         done: dict[str, StageResult],
         stages: dict[str, Stage],
+        tracking: TrackingConfig,
     ) -> None:
         self.folder = folder
         self.key = key
         self.stage = stage
         self.inputs = {name: done[name] for name in _inputs(key, stage, stages)}
         try:
-            sources = stage.sources()
-        except (OSError, ValueError) as error:
-            raise _located(error, key) from error
-        self.digest = json_digest(
-            {
+            content = {
                 "settings": stage.identity(),
-                "sources": sources,
+                "sources": stage.sources(),
                 "inputs": {name: r.record.output_digest for name, r in self.inputs.items()},
             }
-        )
+            self._own_digest = json_digest(content)
+            kept = folder.references(key, self._own_digest)
+            self.references = stage.references(tracking) if kept is None else kept
+        except (OSError, ValueError) as error:
+            raise _located(error, key) from error
+        if self.references:
+            content["references"] = self.references
+        self.digest = json_digest(content)
+
+    def keep_references(self) -> None:
+        """Have the next attempt at this stage find the same references."""
+        if self.references:
+            self.folder.keep_references(self.key, self._own_digest, self.references)
 
     def complete(self) -> StageResult | None:
         """What the stage came to before, if its settings and inputs were the same."""
@@ -243,6 +254,8 @@ class _Step:
             context = StageContext(
                 inputs={name: result.folder for name, result in self.inputs.items()},
                 metrics={name: r.record.metrics for name, r in self.inputs.items()},
+                digest=self.digest,
+                references=self.references,
                 output=output,
                 scratch=scratch,
                 run_dir=run_dir,

@@ -25,6 +25,10 @@ MODEL_FOLDER = "model"
 """Folder, within a stage's output, of the model it made."""
 
 
+DATA_FOLDER = "data"
+"""Folder, within a stage's output, of the recommender's data set it prepared."""
+
+
 class Interrupted(Exception):
     """A signal asked a stage to end; what it has so far is in its scratch folder."""
 
@@ -32,6 +36,10 @@ class Interrupted(Exception):
         super().__init__(f"signal {number}")
         self.number = number
         """Of the signal."""
+
+
+class GateNotMet(Exception):
+    """What a stage measured is not good enough, so that the pipeline ends."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,10 @@ class StageContext:
     """By name, the output folders of the earlier stages it named, in the order of the file."""
     metrics: Mapping[str, Mapping[str, float]]
     """What those stages returned."""
+    digest: str
+    """Of the stage's settings, sources, references and inputs."""
+    references: Mapping[str, str]
+    """What ``references`` of the stage said when this was first run with these settings."""
     output: Path
     """Empty; what is in it when ``run`` returns is the stage's result."""
     scratch: Path
@@ -114,6 +126,20 @@ class Stage(Settings):
 
         Raises:
             OSError: something is not there.
+        """
+        return {}
+
+    def references(self, tracking: TrackingConfig) -> dict[str, str]:
+        """By field, what its names of things outside mean now that may later mean another.
+
+        Asked once: a run that goes on, or is repeated with the same settings, sources and inputs,
+        is given the same answer.
+
+        Args:
+            tracking: where the pipeline is recorded.
+
+        Raises:
+            OSError: what would know does not answer.
         """
         return {}
 

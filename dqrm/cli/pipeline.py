@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dqrm.cli.errors import ExitCode
 from dqrm.cli.framework import DqrmCommand, LazyGroup
 from dqrm.cli.options import OverrideType
 from dqrm.cli.text import pairs, seconds_text, table
@@ -66,7 +67,8 @@ def run(
     """Run the stages of a file that are not complete.
 
     A stage is complete when it ran with the same settings, data and inputs. SIGINT and SIGTERM
-    save what the running stage can save; the same command goes on.
+    save what the running stage can save; the same command goes on. Exit code 3: a promotion was
+    refused.
     """
     more = ["tracking.enabled=false"] if no_track else []
     from dqrm.launch import find_place, start_workers
@@ -84,9 +86,14 @@ def run(
 
     from dqrm.cli.progress import ProgressDisplay
     from dqrm.pipelines.runner import run_pipeline
+    from dqrm.pipelines.stage import GateNotMet
 
-    with ProgressDisplay() as display:
-        result = run_pipeline(config, start=start, progress=display.show)
+    try:
+        with ProgressDisplay() as display:
+            result = run_pipeline(config, start=start, progress=display.show)
+    except GateNotMet as unmet:
+        click.echo(f"gate not met: {unmet}", err=True)
+        return ExitCode.GATE_NOT_MET
     if place.rank == 0:
         click.echo(_summary(result))
     if result.interrupted is None:

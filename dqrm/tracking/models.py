@@ -46,7 +46,7 @@ def upload_model(store: Store, spool: Spool, run_id: str, record: Record) -> Non
             _copy_metrics(store, run_id, model.model_id)
             client.finalize_logged_model(model.model_id, "READY")
         if record["register_as"]:
-            _register(store, run_id, model.model_id, record["register_as"])
+            register(store, run_id, model.model_id, record["register_as"])
 
 
 def model_signature(example: "pd.DataFrame") -> Any:
@@ -145,7 +145,8 @@ def _copy_metrics(store: Store, run_id: str, model_id: str) -> None:
     store.client.log_batch(run_id, metrics=points, synchronous=True)
 
 
-def _register(store: Store, run_id: str, model_id: str, name: str) -> None:
+def register(store: Store, run_id: str, model_id: str, name: str) -> None:
+    """Make a version of a model in the registry, unless it is one already."""
     with contextlib.suppress(Refused), translated():  # refused when the name exists
         store.client.create_registered_model(name)
     versions = store.client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")

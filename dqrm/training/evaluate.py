@@ -1,22 +1,21 @@
 """Predictions and metrics of a model on a split."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dqrm.data.dataset import Split
-from dqrm.models.dlrm import DLRM
 from dqrm.training.metrics import Metrics, measure
 from dqrm.training.world import World
 
 
 @torch.no_grad()
 def predict(
-    model: DLRM, split: Split, batch_size: int, world: World | None = None
+    model: nn.Module, split: Split, batch_size: int, world: World | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the logits and labels of a split, float32 [rows] each, in file order.
 
-    The model is put into evaluation mode for the time and back afterwards. Ranks of a world share
-    the work, and all get everything.
+    ``model`` is called as a DLRM is. It is put into evaluation mode for the time and back
+    afterwards. Ranks of a world share the work, and all get everything.
     """
     world = world or World()
     was_training = model.training
@@ -37,7 +36,9 @@ def predict(
     return logits, labels
 
 
-def evaluate(model: DLRM, split: Split, batch_size: int, world: World | None = None) -> Metrics:
+def evaluate(
+    model: nn.Module, split: Split, batch_size: int, world: World | None = None
+) -> Metrics:
     """Return the metrics of ``model`` on ``split``; see :func:`predict`."""
     logits, labels = predict(model, split, batch_size, world)
     return measure(logits, labels)

@@ -8,6 +8,8 @@ from dqrm.pipelines.stages.allocate import AllocateStage
 from dqrm.pipelines.stages.compress import CompressStage
 from dqrm.pipelines.stages.finetune import FinetuneStage
 from dqrm.pipelines.stages.lower import LowerStage
+from dqrm.pipelines.stages.prepare import PrepareStage
+from dqrm.pipelines.stages.promote import PromoteStage
 from dqrm.pipelines.stages.prune import PruneStage
 from dqrm.pipelines.stages.reconstruct import ReconstructStage
 from dqrm.pipelines.stages.report import ReportStage
@@ -22,7 +24,9 @@ AnyStage = Annotated[
     | CompressStage
     | ReconstructStage
     | LowerStage
+    | PrepareStage
     | TrainStage
+    | PromoteStage
     | ReportStage,
     Field(discriminator="stage"),
 ]

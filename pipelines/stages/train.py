@@ -5,9 +5,10 @@ selected one), ``config.yaml`` and ``summary.json``. The run itself, with its ch
 stays in the pipeline's ``runs`` folder.
 """
 
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,12 +16,25 @@ from pydantic import model_validator
 
 from dqrm.configuration import load
 from dqrm.launch import find_place
-from dqrm.pipelines.stage import MODEL_FOLDER, Interrupted, Problem, Stage, StageContext
-from dqrm.yaml_text import dump_value
+from dqrm.pipelines.references import named_stage, stages_named
+from dqrm.pipelines.stage import (
+    DATA_FOLDER,
+    MODEL_FOLDER,
+    Interrupted,
+    Problem,
+    Stage,
+    StageContext,
+)
+from dqrm.pipelines.stages.overrides import as_overrides
+from dqrm.pipelines.stages.prepare import NONE_YET, meaning
+from dqrm.tracking.config import TrackingConfig
+from dqrm.tracking.model_reference import ModelReference
 
 if TYPE_CHECKING:
     from dqrm.config import RunConfig
     from dqrm.training.run import TrainResult
+
+log = logging.getLogger(__name__)
 
 _OF_THE_PIPELINE = ("name", "output", "tracking")
 
@@ -34,6 +48,13 @@ class TrainStage(Stage):
     config: str | None = None
     """Shipped configuration (`dqrm configs ls`) or YAML file; defaults without it."""
 
+    data: str | None = None
+    """stage:NAME of a stage that prepared the data; settings.data.path without it."""
+
+    warm_start: str | None = None
+    """What to begin with: a model such as models:/clicks@champion, where a version has the alias,
+    or the folder of a run or a checkpoint."""
+
     settings: dict[str, Any] = {}
     """Values over it, in the sections of `dqrm config --fields`: {quant: {bits: 8}}."""
 
@@ -42,6 +63,14 @@ class TrainStage(Stage):
         for key in _OF_THE_PIPELINE:
             if key in self.settings:
                 raise ValueError(f"settings.{key} is the pipeline's to say; leave it out")
+        if self.data is not None and named_stage(self.data) is None:
+            raise ValueError(f"data={self.data}: name a stage, stage:NAME")
+        for section, key in (("data", "path"), ("train", "warm_start")):
+            own = getattr(self, key if key == "warm_start" else section)
+            if own is not None and key in (self.settings.get(section) or {}):
+                raise ValueError(f"settings.{section}.{key} and {own} say the same; leave one out")
+        if self.warm_start is not None:
+            ModelReference.parse(self.warm_start)
         try:
             self.resolved()
         except FileNotFoundError as error:
@@ -52,7 +81,7 @@ class TrainStage(Stage):
         """The configuration to train with."""
         from dqrm.config import RunConfig
 
-        return load(RunConfig, self.config, list(_overrides(self.settings)))
+        return load(RunConfig, self.config, as_overrides(self.settings))
 
     @property
     def trains_together(self) -> bool:
@@ -64,23 +93,52 @@ class TrainStage(Stage):
         """The trainer opens the run of the stage."""
         return True
 
+    def inputs(self, earlier: Mapping[str, Stage]) -> tuple[str, ...]:
+        """The stage that prepared the data."""
+        return stages_named(earlier, data=self.data)
+
     def identity(self) -> dict[str, Any]:
         """The resolved configuration; where it came from does not matter."""
         config = self.resolved().model_dump(mode="json", exclude=set(_OF_THE_PIPELINE))
+        for section, key, own in (
+            ("data", "path", self.data),
+            ("train", "warm_start", self.warm_start),
+        ):
+            if own is not None:
+                config[section][key] = own
         return {"stage": self.stage, "config": config}
 
     def sources(self) -> dict[str, str]:
-        """Digest of the prepared data set."""
-        from dqrm.data.dataset import PreparedDataset
+        """Digests of the prepared data set and of the model to begin with, where outside."""
+        found = {}
+        if self.data is None:
+            from dqrm.data.dataset import PreparedDataset
 
-        return {"data": PreparedDataset.open(self.resolved().data.path).manifest.digest}
+            found["data"] = PreparedDataset.open(self.resolved().data.path).manifest.digest
+        if (folder := self._warm_start_folder()) is not None:
+            from dqrm.pipelines.digests import file_digest
+            from dqrm.training.warm_start import find_model
+
+            found["warm_start"] = file_digest(find_model(folder).path / "model.safetensors")
+        return found
+
+    def references(self, tracking: TrackingConfig) -> dict[str, str]:
+        """The version of a model to begin with."""
+        return {} if self.warm_start is None else meaning("warm_start", self.warm_start, tracking)
+
+    def _warm_start_folder(self) -> Path | None:
+        """What to begin with, unless it is in the registry."""
+        if self.warm_start is None:
+            return self.resolved().train.warm_start
+        return None if ModelReference.parse(self.warm_start) else Path(self.warm_start)
 
     def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
-        """A data set that is not there."""
+        """A data set, or a model to begin with, that is not there."""
         try:
             self.sources()
         except (OSError, ValueError) as error:
-            return [Problem("settings.data.path", str(error))]
+            field = "settings.data.path" if self.data is None else "warm_start"
+            return [Problem(field, str(error))]
         return []
 
     def plan(self, earlier: Mapping[str, Stage]) -> list[tuple[str, str]]:
@@ -88,6 +146,8 @@ class TrainStage(Stage):
         from dqrm.data.dataset import PreparedDataset
         from dqrm.training.build import sizes_of
 
+        if self.data is not None:
+            return [("data", f"what {self.data} prepares")]
         config = self.resolved()
         dataset = PreparedDataset.open(config.data.path)
         sizes = sizes_of(config, dataset)
@@ -105,13 +165,7 @@ class TrainStage(Stage):
         from dqrm.training.run import train
 
         run_dir = context.run_dir
-        config = self.resolved().model_copy(
-            update={
-                "name": run_dir.name,
-                "output": run_dir.parent,
-                "tracking": context.tracking,
-            }
-        )
+        config = self._configured(context)
         main = find_place().rank == 0
         begun = bool(list_checkpoints(run_dir / "checkpoints"))
         if main and run_dir.exists() and not begun:
@@ -124,13 +178,43 @@ class TrainStage(Stage):
             _lay_out(run_dir, result.best_step, context.output)
         return _metrics(result)
 
+    def _configured(self, context: StageContext) -> "RunConfig":
+        """The configuration with what only the pipeline knows."""
+        config, run_dir = self.resolved(), context.run_dir
+        data, train = config.data, config.train
+        if self.data is not None:
+            folder = context.inputs[str(named_stage(self.data))] / DATA_FOLDER
+            data = data.model_copy(update={"path": str(folder)})
+        if self.warm_start is not None:
+            train = train.model_copy(update={"warm_start": self._begin_with(context)})
+        return config.model_copy(
+            update={
+                "name": run_dir.name,
+                "output": run_dir.parent,
+                "tracking": context.tracking,
+                "data": data,
+                "train": train,
+            }
+        )
 
-def _overrides(settings: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            yield from _overrides(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}={dump_value(value)}"
+    def _begin_with(self, context: StageContext) -> Path | None:
+        """Folder of the model to begin with; None where there is no version yet."""
+        assert self.warm_start is not None
+        reference = ModelReference.parse(self.warm_start)
+        if reference is None:
+            return Path(self.warm_start)
+        version = context.references["warm_start"]
+        if version == NONE_YET:
+            log.info("%s: no version yet; training begins anew", self.warm_start)
+            return None
+        from dqrm.tracking.registry import Registry
+
+        folder = context.scratch.absolute() / f"{reference.name}-{version}"
+        if find_place().rank != 0:
+            # They meet before they read it.
+            return folder
+        registry = Registry.of(context.tracking)
+        return registry.download_checkpoint(reference.name, version, folder)
 
 
 def _lay_out(run_dir: Path, best_step: int, output: Path) -> None:

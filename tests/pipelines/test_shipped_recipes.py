@@ -23,7 +23,7 @@ CENSUS = [f"stages.{name}.settings.train.max_steps=2" for name in ("fp32", "int8
 
 
 def test_all_are_found_and_open_with_their_command(dqrm):
-    assert set(shipped_recipes()) == {"census", "sst2", *COMPRESSION, *WITHOUT_TRAINING}
+    assert set(shipped_recipes()) == {"census", "daily", "sst2", *COMPRESSION, *WITHOUT_TRAINING}
     shown = dqrm("pipeline", "ls")
     for name, purpose in shipped_recipes().items():
         first = find_pipeline(name).read_text().splitlines()[0]
@@ -31,7 +31,7 @@ def test_all_are_found_and_open_with_their_command(dqrm):
         assert purpose in shown.stdout
     absent = dqrm("pipeline", "run", "absent")
     assert absent.exit_code == 2
-    assert "shipped are: census, sst2" in absent.stderr
+    assert "shipped are: census, daily, sst2" in absent.stderr
 
 
 def test_census(dqrm):
@@ -41,6 +41,21 @@ def test_census(dqrm):
     smaller = {row["stage"]: row["times_smaller"] for row in report["models"]}
     assert smaller["fp32"] == 1.0
     assert 3 < smaller["int8"] < smaller["int4"] < 8
+
+
+def test_daily(dqrm):
+    days = ("--days", "2", "--scale", "0.0002", "rows=3000")
+    assert dqrm("data", "synth", "-o", "days", *days).exit_code == 0
+    done = dqrm(
+        *("pipeline", "run", "daily", "threads=1", "tracking.system_metrics=false"),
+        *("stages.train.settings.train.max_steps=2", "stages.promote.min_auc=0.3"),
+    )
+    assert done.exit_code == 0, done.stderr
+    promotion = json.loads(Path("runs/daily/stages/promote/promotion.json").read_text())
+    assert promotion["dqrm.promotion.version"] == "1"
+    better = dqrm("pipeline", "run", "daily", "threads=1", "stages.promote.min_auc=0.99")
+    assert better.exit_code == 3
+    assert "is below min_auc=0.99" in better.stderr
 
 
 def test_sst2(dqrm, tiny_bert, sentence_files):
