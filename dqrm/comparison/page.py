@@ -107,27 +107,42 @@ def _tiles(groups: Sequence[Group]) -> str:
 
 
 def _tile(metric: Metric, groups: Sequence[Group]) -> Iterator[str]:
-    means = {
-        number: statistics.mean(values)
-        for number, group in enumerate(groups)
-        if (values := [value for value in group.values(metric.key) if math.isfinite(value)])
-    }
-    if len(means) < 2 or len({metric.text(mean) for mean in means.values()}) < 2:
-        return
-    best, worst = (
-        pick(means, key=lambda number: metric.cost(means[number])) for pick in (min, max)
+    measured = {number: _finite(group.values(metric.key)) for number, group in enumerate(groups)}
+    order = sorted(
+        (number for number, values in measured.items() if values),
+        key=lambda number: metric.cost(statistics.mean(measured[number])),
     )
+    means = {number: statistics.mean(measured[number]) for number in order}
+    if len({metric.text(mean) for mean in means.values()}) < 2:
+        return
+    best, second, worst = order[0], order[1], order[-1]
+    if _within_spread(measured[best], measured[second]):
+        line = f"{groups[second].name} within the spread over seeds"
+    else:
+        line = _margin(metric, means[best], means[worst], groups[worst].name)
     unit = f"<small>{escape(metric.title)}</small>" if metric.kind == "rate" else ""
     yield (
         f'<div class="tile"><span class="soft">{_TILES.get(metric.key, f"best {metric.title}")}'
         f"</span><b>{escape(metric.text(means[best]))}{unit}</b>"
-        f"{_key(best)}{escape(groups[best].name)}"
-        f"<p>{escape(_margin(metric, means[best], means[worst], groups[worst].name))}</p></div>"
+        f"{_key(best)}{escape(groups[best].name)}<p>{escape(line)}</p></div>"
     )
 
 
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def _within_spread(best: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether two means differ by no more than the seeds do, which says nothing then."""
+    if min(len(best), len(second)) < 2:
+        return False
+    gap = abs(statistics.mean(best) - statistics.mean(second))
+    spread = math.hypot(statistics.stdev(best), statistics.stdev(second))
+    return spread > 0 and gap <= spread
+
+
 def _margin(metric: Metric, best: float, worst: float, name: str) -> str:
-    """How far the best is from the worst, in words."""
+    """What the best is held against: the worst."""
     text = f"against {metric.text(worst)} of {name}"
     if metric.kind == "score" or min(best, worst) <= 0:
         return text
@@ -207,12 +222,13 @@ def _settings(groups: Sequence[Group]) -> str:
 
 def _setting(found: Difference) -> str:
     usual = statistics.mode(found.values)
+    has_usual = found.values.count(usual) > 1
     cells = [f'<th scope="row" class="mono" title="{escape(found.key)}">{escape(found.key)}</th>']
     for value in found.values:
         if value is None:
             cells.append('<td class="other">&ndash;</td>')
             continue
-        kind = ' class="other"' if value == usual and len(found.values) > 2 else ""
+        kind = ' class="other"' if has_usual and value == usual else ""
         shown = escape(shortened(value, _SHOWN_VALUE))
         cells.append(f'<td{kind} title="{escape(value)}">{shown}</td>')
     return f"<tr>{''.join(cells)}</tr>"

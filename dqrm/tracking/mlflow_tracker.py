@@ -100,8 +100,6 @@ class MlflowTracker(Tracker):
         self._thread = threading.Thread(target=self._upload, name="tracking", daemon=True)
         self._thread.start()
         self._system = SystemMetrics(self._log_system) if system_metrics else None
-        if self._system:
-            self._system.start()
 
     @property
     def run_id(self) -> str | None:
@@ -141,6 +139,10 @@ class MlflowTracker(Tracker):
             self._wake.set()
             self._thread.join()
             raise ValueError(f"tracking store {self.uri}: {error}") from error
+        # Not before: making a store can take longer than the first sample, and MLflow's page
+        # begins a comparison with the first metric of a run.
+        if self._system:
+            self._system.start()
         if error is not None:
             self._warn(error)
 

@@ -82,6 +82,18 @@ def test_best_epochs_and_values_are_marked(dqrm: Run, make: Make) -> None:
     assert re.search(r'<td class="best" data-value="0.81">0.8100</td>', text)
 
 
+@pytest.mark.parametrize(("other", "said"), [(0.801, True), (0.9, False)], ids=["near", "far"])
+def test_a_lead_within_the_spread_of_seeds_is_called_so(
+    dqrm: Run, make: Make, other: float, said: bool
+) -> None:
+    for seed, noise in enumerate((-0.01, 0.01)):
+        make(f"int4-seed{seed}", auc=0.8 + noise, train__seed=seed)
+        make(f"int8-seed{seed}", auc=other + noise, train__seed=seed, quant__bits=8)
+    text = report(dqrm, *(f"runs/int{bits}-seed{seed}" for bits in (4, 8) for seed in (0, 1)))
+    assert ("int4 within the spread over seeds" in text) == said
+    assert ("against 0.8000 of int4" in text) == (not said)
+
+
 def test_hostile_names_stay_text(dqrm: Run, make: Make) -> None:
     hostile = "<script>alert(1)<|script>\"'&x"
     path = make("evil", data__path='"><img src=x onerror=alert(1)>')
