@@ -150,7 +150,7 @@ def sweep(
         return 128 + result.interrupted
     left = settings.trials - len(result.report.rows)
     if left > 0:
-        click.echo(f"{left} trials are left; go on with: {again}", err=True)
+        click.echo(f"{left} of {settings.trials} trials are left; go on with: {again}", err=True)
     return 0
 
 

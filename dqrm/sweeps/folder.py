@@ -13,9 +13,6 @@
 """
 
 import contextlib
-import fcntl
-import os
-from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -25,6 +22,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from dqrm.config import RunConfig
 from dqrm.configuration import load, to_yaml
 from dqrm.data.files import write_text
+from dqrm.locks import held
 from dqrm.settings import Settings
 from dqrm.sweeps.space import Space, check_space, split_arguments
 
@@ -74,22 +72,9 @@ class SweepFolder:
         write_text(self.path / "sweep.yaml", to_yaml(settings))
         return SweepFolder(self.path)
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the sweep.
-
-        Raises ValueError when another process does.
-        """
-        descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise ValueError(f"{self.path}: another process works on this sweep") from None
-        try:
-            yield
-        finally:
-            os.close(descriptor)
+    def lock(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the sweep; entering raises ValueError when another process does."""
+        return held(self.path / "lock", f"{self.path}: another process works on this sweep")
 
 
 def new_sweep(

@@ -1,15 +1,20 @@
 """Telling somebody that a run failed."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 from dqrm.pipelines.jobs.config import Hook, split_command
+from dqrm.pipelines.jobs.state import Event, JobFolder
+
+log = logging.getLogger(__name__)
 
 _SECONDS = 30.0
 _TRIES = 3
@@ -20,12 +25,46 @@ class HookError(RuntimeError):
     """The hook could not be called."""
 
 
-def call_hook(hook: Hook, message: dict[str, object], folder: Path) -> None:
-    """Give ``message`` to the command or the address.
+def tell_failure(
+    hook: Hook | None, event: Event, folder: JobFolder, base: Path, tracking_uri: str | None
+) -> Event:
+    """Tell whom the job names of a failure.
 
-    Raises:
-        HookError: the command failed, or the address did not answer with a success in three tries.
+    What goes wrong with that stands in the state beside the failure, and in the returned event.
+
+    Args:
+        hook: of the job.
+        event: the failure, as it stands in the state.
+        folder: of the job.
+        base: folder of the file of jobs, where a command starts.
+        tracking_uri: store of the run.
     """
+    if hook is None:
+        return event
+    message: dict[str, object] = {
+        "text": f"{folder.name} {event.outcome}: {event.detail}",
+        "job": folder.name,
+        "outcome": event.outcome,
+        "detail": event.detail,
+        "scheduled": event.scheduled,
+        "tries": event.tries,
+        "seconds": event.seconds,
+        "log": str(folder.log(event.run)) if event.run else None,
+        "mlflow_run_id": event.run_id,
+        "tracking_uri": tracking_uri,
+    }
+    try:
+        _call_hook(hook, message, base)
+    except HookError as error:
+        log.error("%s: nobody was told of the failure: %s", folder.name, error)
+        untold = replace(event, hook_fault=str(error))
+        with folder.changing() as state:
+            state.events = [untold if other == event else other for other in state.events]
+        return untold
+    return event
+
+
+def _call_hook(hook: Hook, message: dict[str, object], folder: Path) -> None:
     content = json.dumps(message).encode()
     if hook.webhook is not None:
         _post(hook.webhook, content)

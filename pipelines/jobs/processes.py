@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from dqrm.pipelines.jobs.leash import MARK, Leash, kill_group
+from dqrm.pipelines.jobs.leash import MARK, Leash, kill_group, kill_marked
 
 STOP_SECONDS = 20.0
 """How long a command that was asked to stop may take to save what it has."""
@@ -50,44 +50,35 @@ def run_command(
     Raises:
         OSError: it cannot be started.
     """
-    with Leash(environment[MARK]) as leash:
-        return _run(leash, command, folder, environment, log, timeout, stop)
-
-
-def _run(
-    leash: Leash,
-    command: Sequence[str],
-    folder: Path,
-    environment: Mapping[str, str],
-    log: IO[bytes],
-    timeout: float | None,
-    stop: Callable[[], int | None],
-) -> Ended:
-    process = subprocess.Popen(
-        list(command),
-        cwd=folder,
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    leash.hold(process.pid)
     deadline = None if timeout is None else time.monotonic() + timeout
     timed_out, stopped = False, None
-    try:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_POLL_SECONDS)
-                break
-            stopped = stop()
-            timed_out = deadline is not None and time.monotonic() > deadline
-            if stopped is not None or timed_out:
-                kill_group(process.pid, signal.SIGTERM)
+    with Leash(environment[MARK]) as leash:
+        process = subprocess.Popen(
+            list(command),
+            cwd=folder,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        leash.hold(process.pid)
+        try:
+            while True:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(STOP_SECONDS)
-                break
-    finally:
-        kill_group(process.pid, signal.SIGKILL)
-        process.wait()
+                    process.wait(_POLL_SECONDS)
+                    break
+                stopped = stop()
+                timed_out = deadline is not None and time.monotonic() > deadline
+                if stopped is not None or timed_out:
+                    kill_group(process.pid, signal.SIGTERM)
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(STOP_SECONDS)
+                    break
+        finally:
+            deaf = process.poll() is None
+            kill_group(process.pid, signal.SIGKILL)
+            process.wait()
+            if deaf:  # it could not end those of its children that have sessions of their own
+                kill_marked(environment[MARK])
     return Ended(process.returncode, timed_out, stopped)

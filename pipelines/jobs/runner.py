@@ -10,13 +10,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from dqrm.pipelines.jobs.clock import Clock
 from dqrm.pipelines.jobs.config import Job, JobsFile, find_job, require_one_machine
-from dqrm.pipelines.jobs.hooks import HookError, call_hook, program_path
+from dqrm.pipelines.jobs.hooks import program_path, tell_failure
 from dqrm.pipelines.jobs.leash import MARK, kill_marked
 from dqrm.pipelines.jobs.processes import Ended, run_command
 from dqrm.pipelines.jobs.pruning import prune_logs
@@ -207,7 +207,8 @@ class _Run:
             f" ({detail})" if detail else "",
         )
         if outcome not in ("succeeded", "interrupted"):
-            event = self._tell(event)
+            uri = self.record.uri if self.record else None
+            event = tell_failure(self.job.on_failure, event, self.folder, self.base, uri)
         if self.record is None:
             settle(self.folder, self.running.run, outcome, STATUS[outcome])
         else:
@@ -303,33 +304,6 @@ class _Run:
         while self.stop() is None and time.monotonic() < deadline:
             time.sleep(min(_STOP_POLL_SECONDS, seconds))
         return self.stop() is not None
-
-    def _tell(self, event: Event) -> Event:
-        """Call the hook; what goes wrong with it stands in the state beside the failure."""
-        if self.job.on_failure is None:
-            return event
-        path = self.folder.log(self.running.run)
-        message: dict[str, object] = {
-            "text": f"{self.folder.name} {event.outcome}: {event.detail}",
-            "job": self.folder.name,
-            "outcome": event.outcome,
-            "detail": event.detail,
-            "scheduled": event.scheduled,
-            "tries": event.tries,
-            "seconds": event.seconds,
-            "log": str(path),
-            "mlflow_run_id": event.run_id,
-            "tracking_uri": self.record.uri if self.record else None,
-        }
-        try:
-            call_hook(self.job.on_failure, message, self.base)
-        except HookError as error:
-            log.error("%s: nobody was told of the failure: %s", self.folder.name, error)
-            untold = replace(event, hook_fault=str(error))
-            with self.folder.changing() as state:
-                state.events = [untold if other == event else other for other in state.events]
-            return untold
-        return event
 
 
 def _words(ended: Ended) -> str:

@@ -9,20 +9,21 @@ The loop is ours, not APScheduler's: its next times live in memory or in a store
 they are those of the machine's clock.
 """
 
-import fcntl
 import logging
-import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 from dqrm.configuration import ConfigError
+from dqrm.locks import held
 from dqrm.pipelines.jobs.clock import Clock
 from dqrm.pipelines.jobs.config import Job, JobsFile, load_jobs, require_one_machine
+from dqrm.pipelines.jobs.hooks import tell_failure
 from dqrm.pipelines.jobs.processes import STOP_SECONDS
 from dqrm.pipelines.jobs.state import Event, JobFolder, JobState, Outcome, iso
 from dqrm.training.stop import StopRequest, stop_on_signals
@@ -86,17 +87,9 @@ def serve(file: Path, clock: Clock) -> int:
     """
     jobs = load_jobs(file)
     jobs.folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(jobs.folder / "serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise ValueError(f"{jobs.folder}: another server starts the jobs of this folder") from None
-    try:
-        with stop_on_signals() as stop:
-            return _Server(file, jobs, clock, stop).serve()
-    finally:
-        os.close(lock)
+    refusal = f"{jobs.folder}: another server starts the jobs of this folder"
+    with held(jobs.folder / "serve.lock", refusal), stop_on_signals() as stop:
+        return _Server(file, jobs, clock, stop).serve()
 
 
 def _log_of_starts(folder: JobFolder) -> Path:
@@ -226,10 +219,15 @@ class _Server:
         if failed < _MOST_FAILED_STARTS or self.faulty:
             return
         del self.failed_starts[name]
+        event = Event(child.moment, "failed", detail=f"could not be started: exit code {code}")
         with folder.changing() as state:
-            detail = f"could not be started: exit code {code}"
-            state.events.append(Event(child.moment, "failed", detail=detail))
+            state.events.append(event)
             state.pending = [moment for moment in state.pending if moment != child.moment]
+        job = self.jobs.jobs.get(name)
+        if job is not None and job.on_failure is not None:
+            # An address that does not answer must not keep other jobs from their time.
+            what = (job.on_failure, event, folder, self.file.parent, None)
+            threading.Thread(target=tell_failure, args=what, name="hook").start()
 
     def _sleep(self) -> float:
         now = self.clock.now()

@@ -17,7 +17,7 @@ from dqrm.config import RunConfig
 from dqrm.configuration import load
 
 WAIT_SECONDS = 120
-TRIALS = 8
+TRIALS = 7
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def dqrm(*arguments):
 
 def search(data, *more):
     return (
-        *("sweep", "--trials", TRIALS, f"data.path={data}", "train.epochs=3", "train.threads=1"),
+        *("sweep", "--trials", TRIALS, f"data.path={data}", "train.epochs=2", "train.threads=1"),
         *("model.bottom_mlp=[16]", "model.embedding_dim=4", "data.batch_size=64"),
         *("optim.lr=log:1e-3..1", "quant.bits=4,8", "model.top_mlp=[16],[32,16]", *more),
     )
@@ -126,10 +126,11 @@ def test_a_sweep_killed_twice_is_the_sweep_that_was_not(clicks_data):
     assert {"best.yaml", "trials.csv", "summary.json", "plots"} <= artifacts
 
     # More trials; those there are stay as they are.
-    done = dqrm(*resume, "--trials", TRIALS + 1, "--timeout", "1h")
+    more = ("sweep", "--resume", "sweeps/whole", "--trials", TRIALS + 1)
+    done = dqrm(*more, "--timeout", "1h")
     assert done.exit_code == 0, done.output
-    assert trials("cut")[:TRIALS] == whole
-    assert len(trials("cut")) == TRIALS + 1
+    assert trials("whole")[:TRIALS] == whole
+    assert len(trials("whole")) == TRIALS + 1
 
 
 def test_faults_and_the_dry_run_leave_nothing(clicks_data):
