@@ -135,8 +135,6 @@ def run(name: str, file: Path, date: str | None) -> int:
         + (f", MLflow run {event.run_id}" if event.run_id else "")
     )
     if event.outcome != "succeeded":
-        if event.hook_fault:
-            click.echo(f"nobody was told of it: {event.hook_fault}", err=True)
         click.echo(f"what it wrote: dqrm jobs logs {name} --file {file}", err=True)
     if event.outcome == "interrupted" and result.interrupted is not None:
         return 128 + result.interrupted
@@ -377,11 +375,13 @@ def _time(text: str) -> datetime:
 
 
 def _because(event: "Event") -> str:
-    parts = [event.detail] if event.detail else []
-    if len(event.attempts) > 1:
-        parts += [f"try {number}: {how}" for number, how in enumerate(event.attempts, 1)]
+    parts = [f"try {number}: {how}" for number, how in enumerate(event.attempts, 1)]
+    if len(parts) < 2:
+        parts = []
+    if event.detail and not (parts and event.attempts[-1].startswith(event.detail)):
+        parts.append(event.detail)
     if event.hook_fault:
-        parts.append(f"nobody was told: {event.hook_fault}")
+        parts.append(f"nobody was told, the hook failed: {event.hook_fault}")
     return "; ".join(parts)
 
 

@@ -95,9 +95,9 @@ def sweep(
                 ("--name", name),
                 ("--seed", seed),
                 ("--pruner", pruner),
-                ("KEY=VALUE", overrides),
+                ("KEY=VALUE", overrides or None),
             )
-            if value
+            if value is not None
         ]
         if given:
             raise click.UsageError(

@@ -121,6 +121,8 @@ def write_report(
     if report.best is not None:
         for path in sorted((folder.path / "plots").iterdir()):
             tracker.log_artifact(path, "plots")
+        shares = {f"importance/{key}": share for key, share in report.importance.items()}
+        tracker.log_metrics(shares, step=len(rows))
         tracker.describe(_outcome(report))
     return report
 

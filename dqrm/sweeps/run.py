@@ -79,6 +79,10 @@ def run_sweep(folder: SweepFolder, timeout_seconds: float | None = None) -> Swee
         try:
             sweep = _Sweep(folder, study, tracker, lambda: stop.signal)
             sweep.describe()
+            if tracker.run_id is None and not tracker.flush():
+                log.warning(
+                    "the store does not answer: until it does, runs stand beside the sweep's"
+                )
             interrupted = sweep.run_trials(timeout_seconds)
             if interrupted is not None:
                 status = "KILLED"

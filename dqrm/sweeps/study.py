@@ -147,7 +147,8 @@ def _distribution(search: Range | Choices, whole: bool) -> "BaseDistribution":
     if isinstance(search, Choices):
         result = distributions.CategoricalDistribution(search.values)
     elif whole:
-        result = distributions.IntDistribution(int(search.low), int(search.high), log=search.log)
+        low, high = int(float(search.low)), int(float(search.high))
+        result = distributions.IntDistribution(low, high, log=search.log)
     else:
         result = distributions.FloatDistribution(
             float(search.low), float(search.high), log=search.log

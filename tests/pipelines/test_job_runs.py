@@ -121,7 +121,7 @@ def test_outcomes_exit_codes_and_logs(dqrm):
     assert (told["job"], told["outcome"], told["tries"]) == ("bad", "failed", 1)
     assert Path(told["log"]).is_file()
     assert job_folder("gated").read().events[0].tries == 1
-    assert "nobody was told: exit code 1 nobody home" in dqrm("jobs", "history", "deaf").output
+    assert "the hook failed: exit code 1 nobody home" in dqrm("jobs", "history", "deaf").output
     assert "failed" in dqrm("jobs", "history", "bad").output
     listed = dqrm("jobs", "list").output
     assert "gate not met" in listed

@@ -16,7 +16,7 @@ from dqrm.cli import cli
 from dqrm.config import RunConfig
 from dqrm.configuration import load
 
-WAIT_SECONDS = 120
+WAIT_SECONDS = 300
 TRIALS = 7
 
 
@@ -38,7 +38,8 @@ def search(data, *more):
     return (
         *("sweep", "--trials", TRIALS, f"data.path={data}", "train.epochs=2", "train.threads=1"),
         *("model.bottom_mlp=[16]", "model.embedding_dim=4", "data.batch_size=64"),
-        *("optim.lr=log:1e-3..1", "quant.bits=4,8", "model.top_mlp=[16],[32,16]", *more),
+        *("optim.lr=log:1e-3..1", "quant.bits=4,8", "model.top_mlp=[16],[32,16]"),
+        *("train.patience=1..2e0", *more),
     )
 
 
@@ -122,6 +123,8 @@ def test_a_sweep_killed_twice_is_the_sweep_that_was_not(clicks_data):
     stopped = {n for n, run in children.items() if "dqrm.stopped" in run.data.tags}
     assert stopped == {f"cut-{int(r['trial']):03d}" for r in whole if r["outcome"] == "pruned"}
     assert parent.data.metrics["best/val_auc"] == pytest.approx(values[best])
+    shares = [v for key, v in parent.data.metrics.items() if key.startswith("importance/")]
+    assert sum(shares) == pytest.approx(1)
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"best.yaml", "trials.csv", "summary.json", "plots"} <= artifacts
 
