@@ -1,7 +1,6 @@
 """Run folders as training leaves them, and the command that compares them."""
 
 import json
-import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,9 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from click.testing import CliRunner, Result
-
-from dqrm.cli import cli
+from click.testing import Result
+from command_line import log_as_before, run_dqrm
 
 Make = Callable[..., Path]
 
@@ -30,18 +28,14 @@ def _clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
             monkeypatch.delenv(name)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
-    log = logging.getLogger("dqrm")
-    state = (log.handlers, log.level, log.propagate)
-    yield
-    log.handlers, log.level, log.propagate = state
+    with log_as_before():
+        yield
 
 
 @pytest.fixture
 def dqrm() -> Callable[..., Result]:
-    def run(*arguments: str) -> Result:
-        return CliRunner().invoke(cli, list(arguments))
-
-    return run
+    """Run a command line in this process."""
+    return run_dqrm
 
 
 @pytest.fixture
