@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dqrm.comparison.metrics import outcome
 from dqrm.configuration import to_yaml
 from dqrm.data.files import sync, write_text
 from dqrm.launch import find_place
@@ -274,6 +275,8 @@ class _Step:
                     metrics = self.stage.run(context)
             seconds = time.monotonic() - began
             tracker.log_metrics(metrics, step=0)
+            told = [f"{self.stage.stage} of {self.folder.path.name}", outcome(metrics)]
+            tracker.describe(": ".join(part for part in told if part))
             status = "FINISHED"
         except Interrupted:
             status = "KILLED"

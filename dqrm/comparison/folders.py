@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dqrm.comparison.metrics import columns
 from dqrm.comparison.record import ComparedRun, Curve, is_drawn, settings_of, with_medians
 from dqrm.tracking.identity import recorded_run
 from dqrm.tracking.measurements import MEASUREMENTS_FILE, read_measurements
@@ -24,19 +25,19 @@ def is_run_folder(path: Path) -> bool:
 
 
 def read_folder(path: Path) -> list[ComparedRun]:
-    """Read a run, a stage of a pipeline, or all complete stages of a pipeline that have metrics.
+    """Read a run, a stage of a pipeline, or the complete stages of one that measured a model.
 
     Raises:
-        ValueError: a file is damaged, or a pipeline has no complete stage.
+        ValueError: a file is damaged, or a pipeline has no such stage.
     """
     if (path / _STAGE).is_file():
         return [_read_stage(path)]
     if not (path / _PIPELINE).is_file():
         return [_read_run(path)]
     stages = [_read_stage(file.parent) for file in sorted(path.glob(f"stages/*/{_STAGE}"))]
-    measured = [stage for stage in stages if stage.metrics]
+    measured = [stage for stage in stages if columns([stage.metrics], short=False)]
     if not measured:
-        raise ValueError(f"{path}: no stage of this pipeline is complete; run it first")
+        raise ValueError(f"{path}: no complete stage of this pipeline measured a model")
     return measured
 
 

@@ -69,6 +69,7 @@ _KNOWN = (
     Metric("size/lowered_bytes", "packed size, lowered", "lower", "bytes"),
     Metric("perf/samples_per_second", "samples/s", "higher", "rate"),
     Metric("perf/step_seconds", "step", "lower", "seconds"),
+    Metric("perf/cpu_step_seconds", "CPU time, step", "lower", "seconds"),
     Metric("comm/sent_bytes_per_step", "sent a step", "lower", "bytes"),
     Metric("comm/ratio", "exchange ratio", "higher", "times"),
 )
@@ -121,6 +122,12 @@ def columns(runs: Iterable[Mapping[str, float]], *, short: bool) -> list[Metric]
 
 def _differs(metric: Metric, runs: Sequence[Mapping[str, float]]) -> bool:
     return len({run.get(metric.key) for run in runs}) > 1
+
+
+def outcome(metrics: Mapping[str, float]) -> str:
+    """Return the metrics that are known here in a line; empty where there are none."""
+    shown = columns([metrics], short=True)
+    return ", ".join(f"{metric.title} {metric.text(metrics[metric.key])}" for metric in shown)
 
 
 def quality_metric(runs: Sequence[Mapping[str, float]]) -> Metric | None:

@@ -19,9 +19,12 @@ for (const table of document.querySelectorAll("table.sorted")) {
   });
 }
 const drawn = [...document.querySelectorAll("svg [data-group]")];
+let kept = null;
 for (const handle of document.querySelectorAll("[data-shows]")) {
   const show = (group) => drawn.forEach((part) =>
     part.classList.toggle("dimmed", group !== null && part.dataset.group !== group));
-  handle.onpointerenter = () => show(handle.dataset.shows);
-  handle.onpointerleave = () => show(null);
+  const own = handle.dataset.shows;
+  handle.onpointerenter = () => show(own);
+  handle.onpointerleave = () => show(kept);
+  handle.onclick = () => show(kept = kept === own ? null : own);
 }

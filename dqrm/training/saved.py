@@ -79,6 +79,10 @@ def evaluate_saved(
         measured = evaluate(saved.model, dataset.split(split), batch_size)
         tracker.log_params({"model": str(saved.source), "data": str(dataset.path), "split": split})
         tracker.log_metrics(measured.as_dict(f"{split}/"), step=0)
+        tracker.describe(
+            f"{saved.source} on the {split} split of {dataset.path}: AUC {measured.auc:.4f}, "
+            f"log loss {measured.log_loss:.4f}."
+        )
         status = "FINISHED"
     finally:
         tracker.finish(status)

@@ -13,6 +13,7 @@ import torch
 from killing import kill_once_written
 from safetensors.torch import load_file
 
+from dqrm.comparison.folders import read_folder
 from dqrm.pipelines.config import load_pipeline
 from dqrm.pipelines.runner import run_pipeline
 from dqrm.tracking.config import TrackingConfig
@@ -132,6 +133,14 @@ def test_runs_are_nested_in_mlflow(file, recorded_runs):
         children[name].info.run_id for name in ("train", "report")
     ]
     assert children["train"].data.params["optim.lr"] == str(config.stages[0].resolved().optim.lr)
+    assert children["report"].data.tags["mlflow.note.content"] == "report of clicks"
+    # The whole run of the stage is what is compared; a report measures no model.
+    [compared] = read_folder(Path("runs/clicks"))
+    assert compared.name == "clicks/train"
+    assert compared.run_id == children["train"].info.run_id
+    assert compared.metrics["test/auc"] == auc
+    assert compared.curves["val/auc"]
+    assert compared.settings["optim.lr"] == children["train"].data.params["optim.lr"]
 
 
 def test_sigterm_saves_and_leaves_the_code_of_the_signal(file):
