@@ -84,7 +84,8 @@ _SHORT = (
 
 _LOWER = ("loss", "seconds", "bytes", "_ms", "error", "entropy", "difference")
 _HIGHER = ("auc", "accuracy", "f1", "matthews", "pearson", "spearman", "per_second", "ratio")
-_QUALITY = ("test/auc", "test/accuracy", "test/pearson", "test/matthews", "best/val_auc")
+_TESTED = ("test/auc", "test/accuracy", "test/pearson", "test/matthews")
+_VALIDATED = ("best/val_auc", "best/val_accuracy", "best/val_pearson", "best/val_matthews")
 _SIZE = ("size/packed_bytes", "size/lowered_bytes", "size/encoder_bytes", "size/fp32_bytes")
 
 
@@ -131,8 +132,14 @@ def outcome(metrics: Mapping[str, float]) -> str:
 
 
 def quality_metric(runs: Sequence[Mapping[str, float]]) -> Metric | None:
-    """Return the metric of quality that most of the runs have."""
-    return _most_common(runs, _QUALITY)
+    """Return the metric of the test that most of the runs have, or failing that of validation.
+
+    A few runs that were stopped before their test do not keep the others from being shown by it.
+    """
+    tested = _most_common(runs, _TESTED)
+    if tested is not None and 2 * sum(tested.key in metrics for metrics in runs) >= len(runs):
+        return tested
+    return _most_common(runs, _VALIDATED) or tested
 
 
 def size_metric(runs: Sequence[Mapping[str, float]]) -> Metric | None:

@@ -120,6 +120,15 @@ def test_pictures_without_data_are_left_out_with_a_reason(dqrm: Run, make: Make)
     assert "None of these runs has metrics yet." in text
 
 
+def test_a_run_that_was_stopped_does_not_hide_the_test_of_the_others(dqrm: Run, make: Make) -> None:
+    make("int4")
+    make("stopped", finished=False, quant__bits=2)
+    assert "Test AUC against packed size" in report(dqrm, "int4", "stopped")
+    make("stopped-too", finished=False, quant__bits=8)
+    text = report(dqrm, "int4", "stopped", "stopped-too")
+    assert "Validation AUC against packed size" in text
+
+
 def test_one_class_only_is_no_figure(dqrm: Run, make: Make) -> None:
     history = [{"step": 10, "val/auc": float("nan"), "val/log_loss": 0.3}]
     make("nan", auc=float("nan"), history=history)
