@@ -10,6 +10,8 @@ from dqrm.study.arms import FULL, TUNED, Arm, Settings, merged, quantized
 PUBLISHED_PERIOD = 200
 """Steps between refreshed scales (arXiv 2410.20046, table 1, Criteo Kaggle)."""
 
+_DECAY = 1e-4
+
 
 @dataclass(frozen=True)
 class Question:
@@ -66,14 +68,13 @@ def candidates(base: RunConfig, batches: int) -> tuple[Arm, ...]:
     """
     rate = base.optim.lr
     last = {"decay_start_step": 0, "decay_steps": batches}
+    decay = {"weight_decay": _DECAY, "embedding_weight_decay": _DECAY}
     grid: list[tuple[str, str, Settings]] = [
         ("rate", f"rate {rate / 3:.3g}", {"optim": {"lr": rate / 3}}),
         ("dropout", "dropout 0.3", {"model": {"dropout": 0.3}}),
         ("one-epoch", "one epoch, falling rate", {"train": {"epochs": 1}, "optim": last}),
+        (f"decay-{_DECAY:.0e}", f"weight decay {_DECAY:g}", {"optim": decay}),
     ]
-    for decay in (1e-4, 1e-3):
-        both = {"weight_decay": decay, "embedding_weight_decay": decay}
-        grid.append((f"decay-{decay:.0e}", f"weight decay {decay:g}", {"optim": both}))
     return tuple(
         Arm(
             f"fp32-{key}",

@@ -56,10 +56,6 @@ class Outcome:
     ratio: float | None
     """Bytes of the same exchange in FP32 over these."""
 
-    def selected(self, metric: str) -> float:
-        """Validation metric, ``auc`` or ``log_loss``, of the selected model."""
-        return self.validation[metric]
-
 
 def read_outcome(trial: Trial) -> Outcome:
     """Return the outcome of a complete trial."""

@@ -12,7 +12,8 @@ from dqrm.study.plots import PICTURES
 from dqrm.study.statistics import Estimate
 from dqrm.study.study import Study
 from dqrm.study.summary import Row, Summary, summarize
-from dqrm.study.verdict import RULE, difference_text
+from dqrm.study.verdict import METRICS, RULE, difference_text
+from dqrm.tracking.base import Tracker
 from dqrm.tracking.environment import environment_tags
 
 _EQUAL_TIME = (
@@ -37,6 +38,8 @@ def make_report(study: Study, pictures: bool = True) -> Report:
     plan, summaries = study.plan, [summarize(one) for one in study.answered]
     question = plan.cases[0].question
     blocks: list[Block] = [Paragraph(question.claim), Paragraph(_seeds_text(plan.seeds))]
+    if not study.complete:
+        blocks.append(Paragraph("Not all runs are complete; figures are of those that are."))
     for summary in summaries:
         blocks += _case(summary, question.ours)
     blocks.append(Paragraph(RULE))
@@ -89,6 +92,24 @@ def write_report(report: Report, folder: Path) -> None:
     write_json(folder / "report.json", report.record)
 
 
+def record_in(tracker: Tracker, report: Report, folder: Path) -> None:
+    """Put the figures and the report into the study's MLflow run."""
+    figures = {
+        f"{row['key']}/test_{metric}": row["test"][metric]["mean"]
+        for case in report.record["cases"]
+        for row in case["rows"]
+        for metric in METRICS
+        if not case["label"]
+    }
+    tracker.log_metrics(figures, step=0)
+    tracker.describe(
+        " ".join(b.text for b in report.blocks if isinstance(b, Paragraph) if b.verdict)
+    )
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            tracker.log_artifact(path, "report")
+
+
 def _case(summary: Summary, ours: str) -> list[Block]:
     blocks: list[Block] = [Heading(summary.label)] if summary.label else []
     if not summary.rows:
@@ -97,6 +118,9 @@ def _case(summary: Summary, ours: str) -> list[Block]:
     for verdict in summary.verdicts:
         if own is not None and verdict.arm == own.title:
             blocks.append(Paragraph(verdict.sentence, verdict=True))
+    if summary.at_equal_time is not None:
+        sentence = f"On validation at equal time: {summary.at_equal_time.sentence}"
+        blocks.append(Paragraph(sentence, verdict=True))
     sentences = _overfitting(summary, ours)
     blocks += [Paragraph(sentence, verdict=True) for sentence in sentences]
     blocks.append(_quality(summary))
@@ -114,22 +138,23 @@ def _overfitting(summary: Summary, ours: str) -> list[str]:
     full, own = summary.row("fp32"), summary.row(ours)
     if full is None or own is None or full.peak is None or own.peak is None:
         return []
-    parts = [
-        f"{row.title} peaks at epoch {row.peak.epoch.mean:.1f} with a validation AUC of "
-        f"{row.peak.auc.mean:.4f} and has lost {_interval(row.peak.lost)} of it at the end"
+    if full.peak.lost.mean == own.peak.lost.mean == 0:
+        return []
+    sentences = [
+        f"{row.title} is best at epoch {row.peak.epoch.mean:.1f}, with a validation AUC of "
+        f"{row.peak.auc.mean:.4f}, and has lost {_interval(row.peak.lost)} of it at the end."
         for row in (full, own)
         if row.peak is not None
     ]
-    sentences = ["; ".join(parts) + "."]
     pairs = list(zip(full.peak.lost.values, own.peak.lost.values, strict=False))
     less = Estimate.of([a - b for a, b in pairs])
     if less.half_width is not None and len(pairs) == len(full.peak.lost.values):
         decided = abs(less.mean) > less.half_width
         who = (own if less.mean > 0 else full).title
         sentences.append(
-            f"{who} loses less by training too long: {difference_text(less)} between the two."
+            f"Training too long costs {who} less: by {difference_text(less)}."
             if decided
-            else f"Neither loses more by training too long: {difference_text(less)}."
+            else f"Training too long costs neither of them less: {difference_text(less)}."
         )
     return sentences
 

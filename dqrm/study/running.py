@@ -118,6 +118,7 @@ class Crew:
             shutil.rmtree(trial.run_dir, ignore_errors=True)
             (trial.folder / USAGE).unlink(missing_ok=True)
         config = _with_threads(trial, self._threads)
+        log.info("training %s, seed %d", trial.arm.title, trial.seed)
         file = trial.folder / "config.yaml"
         write_text(file, to_yaml(config))
         with (trial.folder / "log.txt").open("ab") as output:

@@ -41,16 +41,6 @@ class Estimate:
         """Upper end of the interval; the mean itself of a single value."""
         return self.mean + (self.half_width or 0.0)
 
-    @property
-    def p_value(self) -> float | None:
-        """Probability of a mean as far from 0, either way, if the true one is 0."""
-        if len(self.values) < 2:
-            return None
-        error = statistics.stdev(self.values) / math.sqrt(len(self.values))
-        if error == 0:
-            return 1.0 if self.mean == 0 else 0.0
-        return 2 * (1 - t_cdf(abs(self.mean) / error, len(self.values) - 1))
-
 
 def t_cdf(t: float, freedom: int) -> float:
     """Probability that Student's t is at most ``t``.

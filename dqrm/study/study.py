@@ -14,7 +14,7 @@ from dqrm.study.plan import Case, Plan, add_arm
 from dqrm.study.running import Crew, Ended, StudyError, why_failed
 from dqrm.study.trials import Trial
 from dqrm.tracking.config import TrackingConfig
-from dqrm.tracking.tracker import start_tracker
+from dqrm.tracking.tracker import Tracker, start_tracker
 from dqrm.training.stop import stop_on_signals
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,11 @@ class Study:
     interrupted: int | None = None
     """The signal that ended it before all was complete."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether every trial has an outcome."""
+        return self.interrupted is None and not self.failed
+
 
 class Conductor:
     """Takes a plan to its end.
@@ -68,8 +73,11 @@ class Conductor:
         self._outcomes: dict[str, Outcome] = {}
         self._failed: dict[str, str] = {}
 
-    def run(self) -> Study:
+    def run(self, conclude: Callable[[Study, Tracker], None] | None = None) -> Study:
         """Run what is not complete; SIGINT and SIGTERM save what is being trained and end it.
+
+        Args:
+            conclude: what is done with the outcome while the study's MLflow run is open.
 
         Raises:
             StudyError: no trial that was started came to an end.
@@ -79,8 +87,7 @@ class Conductor:
         tracker = start_tracker(self._tracking, run_name=plan.folder.name, run_dir=folder)
         status: Literal["FINISHED", "FAILED", "KILLED"] = "FAILED"
         try:
-            question = plan.cases[0].question
-            tracker.set_tags({"study": plan.kind, "mlflow.note.content": question.claim})
+            tracker.set_tags({"study": plan.kind})
             tracker.log_params({"study": plan.kind, "seeds": list(plan.seeds)})
             with stop_on_signals() as stop:
                 self._complete(plan.trials, tracker.run_id, lambda: stop.signal)
@@ -91,6 +98,8 @@ class Conductor:
                 for of_case in answered:
                     self._read(of_case)
             study = Study(plan, answered, self._failed, stop.signal)
+            if conclude is not None:
+                conclude(study, tracker)
             status = "FINISHED" if stop.signal is None else "KILLED"
             return study
         finally:

@@ -66,6 +66,8 @@ class Summary:
     """Of every arm beside the rival, ours first."""
     budget_seconds: float | None
     """CPU seconds of training that arms are compared at."""
+    at_equal_time: Verdict | None
+    """Of ours beside the rival, by validation AUC at that time."""
 
     def row(self, key: str) -> Row | None:
         """Return the row of an arm, if it has one."""
@@ -90,7 +92,18 @@ def summarize(answered: Answered) -> Summary:
         for metric in METRICS
         if title is not None and metric in row.to_rival
     )
-    return Summary(answered.case.label, title, rows, verdicts, budget)
+    pair = [next((row for row in rows if row.key == key), None) for key in (ours, rival_key)]
+    return Summary(answered.case.label, title, rows, verdicts, budget, _at_equal_time(*pair))
+
+
+def _at_equal_time(own: Row | None, rival: Row | None) -> Verdict | None:
+    if own is None or rival is None or own.at_equal_time is None or rival.at_equal_time is None:
+        return None
+    mine, theirs = own.at_equal_time.auc.values, rival.at_equal_time.auc.values
+    if len(mine) != len(theirs):
+        return None
+    difference = Estimate.of([a - b for a, b in zip(mine, theirs, strict=True)])
+    return Verdict(own.title, rival.title, "auc", difference)
 
 
 def _row(

@@ -18,7 +18,7 @@ from dqrm.study.arms import TUNED, Arm, quantized
 from dqrm.study.kinds import KINDS, Question
 from dqrm.study.outcome import read_outcome
 from dqrm.study.plan import make_plan
-from dqrm.study.report import make_report, write_report
+from dqrm.study.report import make_report, record_in, write_report
 from dqrm.study.study import Conductor
 
 SECONDS = 120
@@ -142,6 +142,13 @@ def test_what_is_complete_is_not_run_again(killed_and_completed, clicks_data, mo
     assert again.answered[0].outcomes["int4"] == before.answered[0].outcomes["int4"]
 
 
+def finish(study, tracker):
+    report = make_report(study)
+    write_report(report, study.plan.folder)
+    record_in(tracker, report, study.plan.folder)
+    return report
+
+
 def test_runs_are_below_the_study_in_mlflow(clicks_data, tmp_path):
     from mlflow import MlflowClient
 
@@ -151,8 +158,11 @@ def test_runs_are_below_the_study_in_mlflow(clicks_data, tmp_path):
     )
     base = small_study.base(clicks_data, enabled=True, uri=uri, system_metrics=False)
     plan = make_plan("one", lambda *_: question, [("", base)], [3], tmp_path / "out", "clicks")
-    study = Conductor(plan, 1, 1, base.tracking, lambda *arguments: None).run()
-    assert not study.failed
+    told = []
+    conductor = Conductor(plan, 1, 1, base.tracking, lambda *arguments: None)
+    study = conductor.run(lambda study, tracker: told.append(finish(study, tracker)))
+    assert study.complete
+    assert told
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("dqrm")
     runs = client.search_runs([experiment.experiment_id])
@@ -161,6 +171,11 @@ def test_runs_are_below_the_study_in_mlflow(clicks_data, tmp_path):
     assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert (child.data.tags["arm"], child.data.tags["seed"]) == ("int4", "3")
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
+    assert parent.data.metrics["int4/test_auc"] == child.data.metrics["test/auc"]
+    files = {file.path for file in client.list_artifacts(parent.info.run_id, "report")}
+    assert files == {
+        f"report/{name}" for name in ("report.html", "report.json", "report.md", "curves.png")
+    }
 
 
 def test_what_cannot_be_studied_is_refused(clicks_data, tmp_path):

@@ -77,16 +77,20 @@ def run_study(
 def _conduct(
     plan: Plan, jobs: int, threads: int, display: ProgressDisplay, json_file: Path | None
 ) -> int:
-    from dqrm.study.report import make_report, write_report
-    from dqrm.study.study import Conductor
+    from dqrm.study.report import make_report, record_in, write_report
+    from dqrm.study.study import Conductor, Study
+    from dqrm.tracking.base import Tracker
+
+    def conclude(study: Study, tracker: Tracker) -> None:
+        report = make_report(study)
+        write_report(report, plan.folder)
+        record_in(tracker, report, plan.folder)
+        if json_file is not None:
+            write_json(json_file, report.record)
+        click.echo(_terminal(report.blocks))
 
     tracking = plan.cases[0].base.tracking
-    study = Conductor(plan, jobs, threads, tracking, display.show).run()
-    report = make_report(study)
-    write_report(report, plan.folder)
-    if json_file is not None:
-        write_json(json_file, report.record)
-    click.echo(_terminal(report.blocks))
+    study = Conductor(plan, jobs, threads, tracking, display.show).run(conclude)
     click.echo(f"report  {plan.folder / 'report.html'}")
     if study.interrupted is not None:
         click.echo("interrupted; the same command goes on", err=True)
