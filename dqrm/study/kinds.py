@@ -129,7 +129,7 @@ def _bits(base: RunConfig, dataset: PreparedDataset, processes: int) -> Question
 
 def _scale_period(base: RunConfig, dataset: PreparedDataset, processes: int) -> Question:
     epoch = _batches(base, dataset)
-    periods = list(dict.fromkeys([1, 10, 100, 1000, epoch]))
+    periods = sorted({1, 10, 100, 1000, epoch})
     arms = [
         Arm(
             f"period-{period}",
