@@ -50,7 +50,7 @@ class Crew:
         self._jobs = jobs
         self._threads = threads
         self._stopping = threading.Event()
-        self._ended: queue.Queue[Ended] = queue.Queue()
+        self._ended: queue.Queue[Ended | Exception] = queue.Queue()
 
     def train(
         self,
@@ -64,7 +64,11 @@ class Crew:
             trials: that are not complete.
             ended: told of each that ended; returns whether to go on with the rest.
             stop: asked for the signal that ends the study, if one came.
+
+        Raises:
+            OSError: a trial could not be started.
         """
+        error: Exception | None = None
         waiting: queue.SimpleQueue[Trial] = queue.SimpleQueue()
         for trial in trials:
             waiting.put(trial)
@@ -74,15 +78,26 @@ class Crew:
         ]
         for worker in workers:
             worker.start()
-        while any(worker.is_alive() for worker in workers) or not self._ended.empty():
-            if stop() is not None:
+        try:
+            while any(worker.is_alive() for worker in workers) or not self._ended.empty():
+                if stop() is not None:
+                    self._stopping.set()
+                try:
+                    one = self._ended.get(timeout=_SECONDS_BETWEEN_LOOKS)
+                except queue.Empty:
+                    continue
+                if isinstance(one, Exception):
+                    error = one
+                if isinstance(one, Exception) or not ended(one):
+                    self._stopping.set()
+        finally:
+            # Whatever happened here, no run is left without its study.
+            if any(worker.is_alive() for worker in workers):
                 self._stopping.set()
-            try:
-                one = self._ended.get(timeout=_SECONDS_BETWEEN_LOOKS)
-            except queue.Empty:
-                continue
-            if not ended(one):
-                self._stopping.set()
+                for worker in workers:
+                    worker.join()
+        if error is not None:
+            raise error
 
     def _work(self, waiting: "queue.SimpleQueue[Trial]") -> None:
         while not self._stopping.is_set():
@@ -90,7 +105,11 @@ class Crew:
                 trial = waiting.get_nowait()
             except queue.Empty:
                 return
-            code = self._train(trial)
+            try:
+                code = self._train(trial)
+            except Exception as error:
+                self._ended.put(error)
+                return
             if code is not None:
                 self._ended.put(Ended(trial, code))
 
