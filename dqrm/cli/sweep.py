@@ -84,8 +84,11 @@ def sweep(
     choices. Trials are compared on the validation split by what `train.select` names, AUC or log
     loss; the test split is read once, by the winner, at the end.
     """
+    from dqrm.launch import find_place
     from dqrm.pipelines.jobs.durations import parse_duration
 
+    if find_place().world_size > 1:
+        raise click.UsageError("each trial trains in one process: start the sweep without torchrun")
     seconds = None if timeout is None else parse_duration(timeout).total_seconds()
     if resume is not None:
         given = [

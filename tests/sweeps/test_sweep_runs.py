@@ -136,7 +136,7 @@ def test_a_sweep_killed_twice_is_the_sweep_that_was_not(clicks_data):
     assert len(trials("whole")) == TRIALS + 1
 
 
-def test_faults_and_the_dry_run_leave_nothing(clicks_data):
+def test_faults_and_the_dry_run_leave_nothing(clicks_data, monkeypatch):
     fault = dqrm(*search(clicks_data, "optim.momentum=0..1"))
     assert fault.exit_code == 2
     assert "optim.momentum: unknown key" in fault.output
@@ -146,6 +146,10 @@ def test_faults_and_the_dry_run_leave_nothing(clicks_data):
     assert "log:1e-3..1" in shown.output
     assert not Path("sweeps").exists()
     assert "no sweep" in dqrm("sweep", "--resume", "nowhere").output
+    torchrun = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    assert "start the sweep without torchrun" in dqrm(*search(clicks_data)).output
 
 
 def test_trials_that_fail_are_told(clicks_data):
