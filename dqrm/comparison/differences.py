@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dqrm.comparison.record import ComparedRun
+from dqrm.text import shortened
+
+_LONG_NUMBER = 8
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,13 @@ class Difference:
     values: tuple[str | None, ...]
     """One of each group or run; None where it has no such setting."""
 
+    def texts(self, letters: int) -> list[str]:
+        """Return the values for a table: numbers in five digits where that tells them apart."""
+        whole = ["-" if value is None else value for value in self.values]
+        short = [_five_digits(text) for text in whole]
+        shown = short if len(set(short)) == len(set(whole)) else whole
+        return [shortened(text, letters) for text in shown]
+
 
 def grouped(runs: Sequence[ComparedRun]) -> list[Group]:
     """Return the runs by their settings, seeds aside, in the order they were given.
@@ -66,6 +76,13 @@ def differences(settings: Sequence[Mapping[str, str]]) -> tuple[list[Difference]
         known = {value for value in values if value is not None}
         (unequal if len(known) > 1 else partial).append(Difference(key, values))
     return unequal, partial
+
+
+def _five_digits(text: str) -> str:
+    try:
+        return f"{float(text):.5g}" if len(text) > _LONG_NUMBER else text
+    except ValueError:
+        return text
 
 
 def _is_seed(key: str) -> bool:

@@ -16,7 +16,6 @@ from dqrm.comparison.metrics import Metric, best_texts, columns, metric_of, qual
 from dqrm.comparison.record import ComparedRun
 from dqrm.comparison.svg import colour_class
 from dqrm.comparison.table import mean_text
-from dqrm.text import shortened
 
 _STYLE = Path(__file__).with_name("report.css")
 _SCRIPT = Path(__file__).with_name("report.js")
@@ -224,13 +223,12 @@ def _setting(found: Difference) -> str:
     usual = statistics.mode(found.values)
     has_usual = found.values.count(usual) > 1
     cells = [f'<th scope="row" class="mono" title="{escape(found.key)}">{escape(found.key)}</th>']
-    for value in found.values:
+    for value, shown in zip(found.values, found.texts(_SHOWN_VALUE), strict=True):
         if value is None:
             cells.append('<td class="other">&ndash;</td>')
             continue
         kind = ' class="other"' if has_usual and value == usual else ""
-        shown = escape(shortened(value, _SHOWN_VALUE))
-        cells.append(f'<td{kind} title="{escape(value)}">{shown}</td>')
+        cells.append(f'<td{kind} title="{escape(value)}">{escape(shown)}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 
 

@@ -86,10 +86,7 @@ def _settings(groups: Sequence[Group], width: int) -> str:
     if not unequal:
         return more or "no settings differ"
     header = ["setting", *(shortened(group.name, _SHOWN_VALUE) for group in groups)]
-    rows = [
-        [found.key, *(shortened(value or "-", _SHOWN_VALUE) for value in found.values)]
-        for found in unequal
-    ]
+    rows = [[found.key, *found.texts(_SHOWN_VALUE)] for found in unequal]
     return _tables(header, rows, width) + (f"\n{more}" if more else "")
 
 

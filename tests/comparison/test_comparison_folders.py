@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from dqrm.comparison.differences import differences, grouped
+from dqrm.comparison.differences import Difference, differences, grouped
 from dqrm.comparison.folders import read_folder
 
 Make = Callable[..., Path]
@@ -98,6 +98,15 @@ def test_settings_that_only_some_know_are_set_apart() -> None:
     )
     assert [(found.key, found.values) for found in unequal] == [("a", ("1", "2", "1"))]
     assert [(found.key, found.values) for found in partial] == [("b", ("1", None, None))]
+
+
+def test_long_numbers_are_cut_where_they_stay_apart() -> None:
+    far = Difference("optim.lr", ("0.011781448719376511", "0.01", None))
+    assert far.texts(24) == ["0.011781", "0.01", "-"]
+    near = Difference("optim.lr", ("0.011781448", "0.011781449"))
+    assert near.texts(24) == ["0.011781448", "0.011781449"]
+    path = Difference("data.path", ("prepared/clicks/of/2026-11-20", "x"))
+    assert path.texts(20) == ["prepared/...26-11-20", "x"]
 
 
 def test_groups_keep_their_order_and_have_names_of_their_own(make: Make) -> None:
