@@ -34,6 +34,7 @@ class WeightCost:
     place_bytes: int
     """That say which weights of each group of a pattern are kept."""
     scale_bytes: int
+    """Of scales and, on asymmetric grids, of the codes of zero."""
     macs: int
     """For each row of the input, none left out; 0 of an embedding."""
     kept_macs: int
@@ -80,6 +81,8 @@ def weight_cost(
         codes, scales = _FP32_BYTES * count, 0
     else:
         scales = _FP32_BYTES * _scales(shape, granularity)
+        if grid == "asymmetric":
+            scales += (1 if bits <= 8 else 4) * _scales(shape, granularity)
         codes = _codes(count, grid, bits, zeros=grid != "binary" or mask is not None)
     if mask is not None:
         slots = rows * -(-columns // mask.group) * mask.keep
@@ -187,7 +190,7 @@ def _kept(columns: int, mask: NM) -> int:
 def _codes(count: int, grid: Grid, bits: int, *, zeros: bool) -> int:
     """Bytes of so many codes; of -1, 0 and 1 alone, zeros takes five to a byte."""
     coding: Coding = "bits"
-    if grid in ("ternary", "binary") or bits == 2:
+    if grid in ("ternary", "binary") or (grid == "symmetric" and bits == 2):
         coding = "trits" if zeros else "signs"
     return code_bytes(count, coding, bits)
 

@@ -50,6 +50,7 @@ def resolve_targets(model: nn.Module, transforms: Sequence[QuantTransform]) -> d
             granularity=Granularity("row") if weight is None else weight.granularity(),
             grid=None if weight is None else weight.grid,
             activation_bits=32 if transform.act is None else transform.act.bits,
+            activation_grid="symmetric" if transform.act is None else transform.act.grid,
         )
         kinds = (nn.Linear,) if transform.act is not None else (nn.Linear, nn.Embedding)
         for name, module in matching_modules(model, patterns(transform.match), kinds).items():

@@ -45,14 +45,16 @@ def compressed(*transforms):
     [
         *((bits, pattern) for bits in (1, 2, 3, 4, 8) for pattern in PATTERNS),
         *((None, pattern) for pattern in PATTERNS[1:]),
+        *(((bits, "asymmetric"), pattern) for bits in (2, 4, 8, 12) for pattern in PATTERNS[:2]),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("granularity", [Granularity("row"), Granularity("k_groups", 16)], ids=str)
 def test_the_account_is_the_file_that_is_not_deflated(bits, pattern, granularity, tmp_path):
     transforms = [] if pattern is None else [OneShot(LAYERS, pattern)]
+    bits, grid = bits if isinstance(bits, tuple) else (bits, None)
     if bits is not None:
-        transforms.append(QuantizeWeights([*LAYERS, "table"], bits, granularity))
+        transforms.append(QuantizeWeights([*LAYERS, "table"], bits, granularity, grid))
     model = compressed(*transforms)
     write_lowered(model, tmp_path / "plain", shrink=False)
     write_lowered(model, tmp_path / "small", shrink=True)

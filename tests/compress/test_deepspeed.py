@@ -198,6 +198,23 @@ def test_what_cannot_be_read_is_refused(path, value, message, tmp_path):
     assert str(file) in str(error.value)
 
 
+def test_asymmetric_grids_are_taken_over():
+    tree = changed(XTC, f"{WEIGHTS}/shared_parameters/quantization_type", "asymmetric")
+    tree = changed(tree, f"{ACTIVATIONS}/shared_parameters/quantization_type", "asymmetric")
+    params = {"start_bits": 8, "target_bits": 4, "quantization_period": 10}
+    wide = changed(tree, f"{WEIGHTS}/different_groups/wq1/params", params)
+    weights, inputs = convert(wide).transforms
+    assert (weights.weight.grid, weights.weight.range) == ("asymmetric", "full")
+    assert inputs.act == ActivationGrid(grid="asymmetric")
+    assert convert(wide).warnings == convert(XTC).warnings
+    # Of one bit there is one grid, there and here.
+    assert convert(tree).transforms[0].weight == WeightGrid(bits=1, groups=64)
+    for section in (WEIGHTS, ACTIVATIONS):
+        odd = changed(XTC, f"{section}/shared_parameters/quantization_type", "skew")
+        with pytest.raises(ValueError, match="quantization_type=skew: must be symmetric or asym"):
+            convert(odd)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("{", "Expecting"), ("[]", "object"), ('{"fp16": {}, "fp16": {}}', "fp16 is there twice")],
@@ -213,9 +230,7 @@ def test_what_is_no_json_object_is_refused(text, message, tmp_path):
     ("path", "value", "key"),
     [
         (f"{ACTIVATIONS}/shared_parameters/range_calibration", "static", "range_calibration"),
-        (f"{ACTIVATIONS}/shared_parameters/quantization_type", "asymmetric", "quantization_type"),
         (f"{ACTIVATIONS}/shared_parameters/schedule_offset", 9, "schedule_offset"),
-        (f"{WEIGHTS}/shared_parameters/quantization_type", "asymmetric", "quantization_type"),
         (f"{WEIGHTS}/shared_parameters/qantize_groups", 3, "qantize_groups: no effect"),
         ("compression_training/head_pruning/shared_parameters/enabled", True, "head_pruning"),
         ("eigenvalue", {"enabled": True}, "eigenvalue: no effect without"),

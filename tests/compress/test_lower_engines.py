@@ -1,9 +1,11 @@
 """Integer layers and tables against the fake-quantized ones, on random and on hostile inputs."""
 
 import copy
+import itertools
 import math
 import pickle
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +13,14 @@ from torch import nn
 from torch.nn import functional
 
 from dqrm.compress.grids.granularity import Granularity
-from dqrm.compress.grids.record import WeightRecord, dequantize, fit
+from dqrm.compress.grids.record import dequantize, fit_record
 from dqrm.compress.lower import engines
-from dqrm.compress.lower.build import build_embedding, build_linear, share_inputs
+from dqrm.compress.lower.build import (
+    build_embedding,
+    build_linear,
+    no_integers_because,
+    share_inputs,
+)
 from dqrm.compress.lower.engines import OnednnLinear, fastest_engine
 from dqrm.compress.lower.modules import CodeEmbedding, Int8Linear
 from dqrm.compress.transforms.activations import fake_quantize_tokens
@@ -33,8 +40,8 @@ def one_thread():
 
 def layer_of(grid, bits, granularity, outputs=24, inputs=40, bias=True):
     weight = torch.randn(outputs, inputs) * 0.1
-    codes, scale = fit(weight, grid, bits, granularity)
-    record = WeightRecord(grid, bits, granularity, scale, None, 8)
+    codes, record = fit_record(weight, grid, bits, granularity)
+    record = replace(record, activation_bits=8)
     return codes, record, torch.randn(outputs) if bias else None
 
 
@@ -57,6 +64,9 @@ def hostile(inputs):
         ("ternary", 2, Granularity("tensor")),
         ("binary", 1, Granularity("row")),
         ("symmetric", 4, Granularity("k_groups", 64)),
+        # Counted from their zero, codes of up to 7 bits are of 8.
+        ("asymmetric", 7, Granularity("row")),
+        ("asymmetric", 4, Granularity("tensor")),
     ],
 )
 def test_integers_give_what_fake_quantization_gives(grid, bits, granularity, bias):
@@ -116,10 +126,15 @@ def test_the_faster_engine_is_taken_where_there_is_a_choice(monkeypatch, faster)
 
 @pytest.mark.parametrize(
     ("grid", "bits", "granularity"),
-    [("symmetric", 4, Granularity("k_groups", 8)), ("symmetric", 12, Granularity("row"))],
+    [
+        ("symmetric", 4, Granularity("k_groups", 8)),
+        ("symmetric", 12, Granularity("row")),
+        ("asymmetric", 8, Granularity("row")),
+    ],
 )
 def test_what_no_integer_kernel_can_do_stays_fp32_on_the_same_grids(grid, bits, granularity):
     codes, record, bias = layer_of(grid, bits, granularity)
+    assert no_integers_because(codes, record) is not None
     layer = build_linear(codes, record, bias, "int8")
     assert isinstance(layer, nn.Linear)
     x = torch.randn(5, 40)
@@ -128,8 +143,10 @@ def test_what_no_integer_kernel_can_do_stays_fp32_on_the_same_grids(grid, bits, 
 
 
 def test_tables_of_codes():
-    for granularity in (Granularity("row"), Granularity("tensor"), Granularity("k_groups", 4)):
-        codes, record, _ = layer_of("symmetric", 4, granularity, 10, 8)
+    granularities = (Granularity("row"), Granularity("tensor"), Granularity("k_groups", 4))
+    grids = [("symmetric", 4), ("asymmetric", 4), ("asymmetric", 8)]
+    for granularity, grid in itertools.product(granularities, grids):
+        codes, record, _ = layer_of(*grid, granularity, 10, 8)
         table = build_embedding(codes, record, 0, "int8")
         assert isinstance(table, CodeEmbedding) == (granularity.kind != "k_groups")
         for ids in (torch.tensor([[1, 9], [0, 1]]), torch.empty(0, 3, dtype=torch.int64)):

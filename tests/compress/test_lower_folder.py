@@ -28,7 +28,12 @@ from dqrm.compress.lower.folder import (
 )
 from dqrm.compress.lower.modules import CodeEmbedding, Int8Linear
 from dqrm.compress.report import account
-from dqrm.compress.transforms.activations import attach_activation_quantizer
+from dqrm.compress.transforms.activations import (
+    QuantizeActivations,
+    attach_activation_quantizer,
+)
+from dqrm.compress.transforms.base import Compression
+from dqrm.compress.transforms.weights import QuantizeWeights
 from dqrm.kernels.int8 import code_stack_reference
 
 ROW = Granularity("row")
@@ -111,6 +116,37 @@ def load(folder, target=None):
     from dqrm.compress.lower.hf import load_lowered
 
     return load_lowered(folder, target)
+
+
+def test_asymmetric_grids_are_packed_and_read_and_say_what_is_not_integers(tmp_path, caplog):
+    model = tiny()
+    match = r"bert\.encoder\.layer\.{}\..*(query|key|value|dense)"
+    compression = Compression(
+        [
+            QuantizeWeights([match.format(0), r".*word_embeddings"], 8, ROW, "asymmetric"),
+            QuantizeWeights([match.format(1)], 4, ROW, "asymmetric"),
+            QuantizeActivations([match.format(0)], grid="asymmetric"),
+            QuantizeActivations([match.format(1)]),
+        ]
+    )
+    compression.attach(model, 1)
+    compression.freeze()
+    write_lowered(model, tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    zeros = {name: tensor for name, tensor in stored.items() if name.endswith("weight_zero")}
+    assert len(zeros) == 13
+    assert all(tensor.dtype == torch.uint8 for tensor in zeros.values())
+    with torch.no_grad():
+        wanted = model(**inputs()).logits
+        assert torch.equal(load(tmp_path, "fp32")(**inputs()).logits, wanted)
+        with caplog.at_level("WARNING", logger="dqrm"):
+            runs = load(tmp_path, "int8")
+        assert (runs(**inputs()).logits - wanted).abs().max() < 0.02
+    assert "6 layers run in FP32, not on integers: inputs are on asymmetric grids" in caplog.text
+    layers = runs.bert.encoder.layer
+    assert isinstance(runs.bert.embeddings.word_embeddings, CodeEmbedding)
+    assert isinstance(layers[0].output.dense, nn.Linear)
+    assert isinstance(layers[1].output.dense, Int8Linear)
 
 
 def test_fp32_is_the_compressed_model_bit_for_bit(mixed, folder):

@@ -2,17 +2,19 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dqrm.compress.grids.granularity import Granularity
 from dqrm.compress.grids.nm import NM, project
-from dqrm.compress.grids.record import WeightRecord, codes, dequantize, fit
+from dqrm.compress.grids.record import WeightRecord, codes, dequantize, fit_record
 from dqrm.compress.lower.codes import code_bytes, decode, deflate, encode, inflate
 from dqrm.compress.lower.packing import Layout, PackedWeight, pack_weight, unpack_weight
 
 GRIDS = [("symmetric", bits) for bits in (2, 3, 4, 5, 8, 11, 16)] + [("ternary", 2), ("binary", 1)]
+GRIDS += [("asymmetric", bits) for bits in (2, 3, 4, 8, 11, 16)]
 
 
 def compressed(shape, grid, bits, granularity, mask=None, seed=0):
@@ -24,8 +26,8 @@ def compressed(shape, grid, bits, granularity, mask=None, seed=0):
         weight = project(weight, mask)
     if grid == "fp32":
         return weight, WeightRecord(grid, bits, granularity, torch.empty(0), mask)
-    found, scale = fit(weight, grid, bits, granularity, kept)
-    record = WeightRecord(grid, bits, granularity, scale, mask, 8)
+    found, record = fit_record(weight, grid, bits, granularity, kept)
+    record = replace(record, mask=mask, activation_bits=8)
     return dequantize(found, record), record
 
 
@@ -47,6 +49,8 @@ def test_a_weight_comes_back_bit_for_bit(grid, bits, mask):
         found, read = unpack_weight(packed)
         assert torch.equal(dequantize(found, read), weight)
         assert torch.equal(read.scale, record.scale)
+        assert (read.zero is None) == (record.zero is None)
+        assert read.zero is None or torch.equal(read.zero, record.zero)
         assert (read.grid, read.bits, read.granularity) == (grid, bits, granularity)
         assert (read.mask, read.activation_bits) == (mask, record.activation_bits)
 
@@ -60,6 +64,9 @@ def test_a_weight_comes_back_bit_for_bit(grid, bits, mask):
         ("ternary", 2, None, 40 * 64 // 5),
         ("symmetric", 2, None, 40 * 64 // 5),
         ("binary", 1, None, 40 * 64 // 8),
+        # Two bits hold -2 here, and a byte says which code is zero.
+        ("asymmetric", 2, None, 40 * 64 // 4 + 1),
+        ("asymmetric", 8, None, 40 * 64 + 1),
         # Half the codes, and two bits for the place of each.
         ("symmetric", 8, NM(2, 4), 40 * 32 + 40 * 32 // 4),
         ("binary", 1, NM(2, 4), 40 * 32 // 8 + 40 * 32 // 4),

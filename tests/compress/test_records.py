@@ -10,7 +10,7 @@ from torch import nn
 
 from dqrm.compress.grids.granularity import Granularity
 from dqrm.compress.grids.nm import NM
-from dqrm.compress.grids.record import WeightRecord, fit, set_weight_record, weight_record
+from dqrm.compress.grids.record import WeightRecord, fit_record, set_weight_record, weight_record
 from dqrm.compress.grids.records_file import (
     RECORDS_FILE,
     load_records,
@@ -30,10 +30,9 @@ EMPTY = torch.empty(0)
 def layer_on_grid(grid="symmetric", bits=4, granularity=ROW):
     torch.manual_seed(0)
     layer = nn.Linear(8, 3)
-    codes, scale = fit(layer.weight.detach(), grid, bits, granularity)
-    record = WeightRecord(grid, bits, granularity, scale)
+    codes, record = fit_record(layer.weight.detach(), grid, bits, granularity)
     with torch.no_grad():
-        layer.weight.copy_(granularity.restore(granularity.view(codes) * scale, (3, 8)))
+        layer.weight.copy_(granularity.restore(granularity.view(codes) * record.scale, (3, 8)))
     return layer, record
 
 
@@ -60,6 +59,7 @@ def test_every_kind_of_record_comes_back(tmp_path):
         ("symmetric", 16, Granularity("k_groups", 3)),
         ("ternary", 2, Granularity("row_groups", 4)),
         ("binary", 1, Granularity("tensor")),
+        ("asymmetric", 4, ROW),
     ]
     for number, kind in enumerate(kinds):
         model[f"q{number}"], record = layer_on_grid(*kind)
@@ -71,10 +71,12 @@ def test_every_kind_of_record_comes_back(tmp_path):
     model["plain"] = nn.Linear(2, 2)
     save_records(tmp_path, model)
     found = read_records(tmp_path)
-    assert list(found) == [*(f"q{number}" for number in range(4)), "sparse"]
+    assert list(found) == [*(f"q{number}" for number in range(5)), "sparse"]
     for name, record in found.items():
         original = weight_record(model[name])
         assert torch.equal(record.scale, original.scale)
+        assert (record.zero is None) == (original.zero is None) == (name != "q4")
+        assert record.zero is None or torch.equal(record.zero, original.zero)
         assert record.granularity == original.granularity
         assert (record.grid, record.bits, record.mask) == (
             original.grid,

@@ -207,8 +207,7 @@ def _activations(found: Imported, section: dict[str, Any]) -> None:
     shared, groups = _sections(found, where, section)
     if not groups:
         return
-    if shared.pop("quantization_type", "symmetric") != "symmetric":
-        found.warn(f"{where}.quantization_type", "symmetric in its place")
+    grid = _kind(where, shared)
     if shared.pop("range_calibration", "dynamic") != "dynamic":
         found.warn(f"{where}.range_calibration", "dynamic, a scale a token, in its place")
     if shared.pop("schedule_offset", 1000):
@@ -218,7 +217,8 @@ def _activations(found: Imported, section: dict[str, Any]) -> None:
         bits = params.pop("bits")
         if bits != 8:
             raise ValueError(f"{where}.{name}.params.bits={bits}: must be 8")
-        found.transforms.append(QuantTransform(kind="quant", match=match, act=ActivationGrid()))
+        act = ActivationGrid.model_validate({} if grid == "symmetric" else {"grid": grid})
+        found.transforms.append(QuantTransform(kind="quant", match=match, act=act))
         _unknown(found, f"{where}.{name}.params", params)
 
 
@@ -295,15 +295,23 @@ def _mix(shared: dict[str, Any]) -> float:
 
 def _grid(found: Imported, where: str, shared: dict[str, Any]) -> dict[str, Any]:
     """Settings of a WeightGrid but its bits."""
-    if shared.pop("quantization_type", "symmetric") != "symmetric":
-        found.warn(f"{where}.quantization_type", "symmetric in its place")
+    grid = _kind(where, shared)
     rounding = shared.pop("rounding", "nearest")
     if shared.pop("quantizer_kernel", False) and rounding == "nearest":
         found.warn(f"{where}.rounding", "nearest as it says; DeepSpeed's kernel took stochastic")
     shared.pop("quantize_verbose", None)
     groups = shared.pop("quantize_groups", 1)
     share = {"per": "tensor"} if groups == 1 else {"groups": groups}
-    return {**share, "range": "full", "rounding": rounding}
+    chosen = {**share, "range": "full", "rounding": rounding}
+    return chosen if grid == "symmetric" else {**chosen, "grid": grid}
+
+
+def _kind(where: str, shared: dict[str, Any]) -> str:
+    """The quantization_type."""
+    kind = str(shared.pop("quantization_type", "symmetric"))
+    if kind not in ("symmetric", "asymmetric"):
+        raise ValueError(f"{where}.quantization_type={kind}: must be symmetric or asymmetric")
+    return kind
 
 
 def _sections(

@@ -1,6 +1,7 @@
 """The records of a model on the disk, beside its weights.
 
     <folder>/compression.safetensors    <module>.scale, float32, of every record with a grid
+                                        <module>.zero, float32, of every asymmetric one
 
 The header's metadata holds the rest of each record, as JSON.
 """
@@ -39,6 +40,11 @@ def save_records(folder: Path, model: nn.Module) -> None:
         for name, record in found.items()
         if record.grid != "fp32"
     }
+    tensors |= {
+        f"{name}.zero": record.zero.contiguous()
+        for name, record in found.items()
+        if record.zero is not None
+    }
     described = {name: _described(record) for name, record in found.items()}
     header = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "records": described}
     metadata = {key: json.dumps(value) for key, value in header.items()}
@@ -57,7 +63,7 @@ def read_records(folder: Path) -> dict[str, WeightRecord]:
         return {}
     header, tensors = read_tensors(path, "file of records", _FORMAT, _FORMAT_VERSION)
     return {
-        name: _record(described, tensors.get(f"{name}.scale"))
+        name: _record(described, tensors.get(f"{name}.scale"), tensors.get(f"{name}.zero"))
         for name, described in header["records"].items()
     }
 
@@ -82,7 +88,7 @@ def load_records(folder: Path, model: nn.Module) -> dict[str, WeightRecord]:
         except (AttributeError, ValueError) as error:
             raise ValueError(f"{folder / RECORDS_FILE}: {name}: {error}") from error
         if record.activation_bits == 8:
-            attach_activation_quantizer(module, 8)
+            attach_activation_quantizer(module, 8, record.activation_grid)
     return found
 
 
@@ -93,10 +99,13 @@ def _described(record: WeightRecord) -> dict[str, Any]:
         "granularity": asdict(record.granularity),
         "mask": None if record.mask is None else asdict(record.mask),
         "activation_bits": record.activation_bits,
+        "activation_grid": record.activation_grid,
     }
 
 
-def _record(described: dict[str, Any], scale: torch.Tensor | None) -> WeightRecord:
+def _record(
+    described: dict[str, Any], scale: torch.Tensor | None, zero: torch.Tensor | None
+) -> WeightRecord:
     mask = described["mask"]
     return WeightRecord(
         grid=described["grid"],
@@ -105,4 +114,7 @@ def _record(described: dict[str, Any], scale: torch.Tensor | None) -> WeightReco
         scale=torch.empty(0) if scale is None else scale,
         mask=None if mask is None else NM(**mask),
         activation_bits=described["activation_bits"],
+        zero=zero,
+        # Older files have symmetric ones alone.
+        activation_grid=described.get("activation_grid", "symmetric"),
     )

@@ -27,7 +27,8 @@ def build_linear(
             leaves inputs off their grid, and makes an FP32 layer that is yet to be converted.
     """
     scale = _row_scale(record, codes)
-    if target == "int8" and record.activation_bits == 8 and scale is not None:
+    integers = record.activation_bits == 8 and no_integers_because(codes, record) is None
+    if target == "int8" and integers and scale is not None:
         return Int8Linear(codes.to(torch.int8), scale, bias)
     outputs, inputs = codes.shape
     layer = nn.Linear(inputs, outputs, bias is not None, device="meta")
@@ -37,8 +38,27 @@ def build_linear(
     if target != "bf16":
         set_weight_record(layer, record)
         if record.activation_bits == 8:
-            attach_activation_quantizer(layer, 8)
+            attach_activation_quantizer(layer, 8, record.activation_grid)
     return layer
+
+
+def no_integers_because(codes: Tensor, record: WeightRecord) -> str | None:
+    """Return why a layer with 8-bit inputs cannot multiply integers; None if it can, or has none.
+
+    Codes of an asymmetric grid are counted from its zero, so that the zero is folded into them;
+    those of up to 7 bits always fit, those of 8 bits where zero is in the middle.
+    """
+    if record.activation_bits != 8 or record.grid == "fp32":
+        return None
+    if record.activation_grid != "symmetric":
+        return "inputs are on asymmetric grids"
+    if record.bits > 8:
+        return "weights have more than 8 bits"
+    if _row_scale(record, codes) is None:
+        return "an output has several scales"
+    if codes.numel() and not -128 <= int(codes.min()) <= int(codes.max()) <= 127:
+        return "8-bit weights on asymmetric grids are up to 255 codes from zero"
+    return None
 
 
 def build_embedding(
@@ -47,7 +67,10 @@ def build_embedding(
     """Return a table of a packed weight, codes float32 [R, D]; int8 keeps it as codes."""
     by_row = record.granularity.kind in ("row", "tensor")
     if target == "int8" and by_row and record.grid != "fp32" and record.bits <= 8:
-        return CodeEmbedding(codes.to(torch.int8), record.scale)
+        if record.zero is None:
+            return CodeEmbedding(codes.to(torch.int8), record.scale)
+        zero = record.zero - (1 << (record.bits - 1))
+        return CodeEmbedding((codes + zero).to(torch.int8), record.scale, zero)
     table = nn.Embedding(codes.shape[0], codes.shape[1], padding_idx, device="meta")
     table.weight = nn.Parameter(dequantize(codes, record), requires_grad=False)
     if target != "bf16":

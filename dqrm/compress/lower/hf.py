@@ -6,6 +6,8 @@
 The model then runs as the folder says: on integers (int8), in bf16, or in FP32.
 """
 
+import logging
+from collections import Counter
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,12 +18,25 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from dqrm.compress.lower.build import Target, build_embedding, build_linear, share_inputs
+from dqrm.compress.lower.build import (
+    Target,
+    build_embedding,
+    build_linear,
+    no_integers_because,
+    share_inputs,
+)
 from dqrm.compress.lower.folder import METHOD, packed_tensors
 from dqrm.compress.lower.packing import Layout, PackedWeight, unpack_weight
 from dqrm.compress.lower.shapes import restore_shapes
 
-_TYPES = {"U8": torch.uint8, "F16": torch.float16, "F32": torch.float32}
+_TYPES = {
+    "U8": torch.uint8,
+    "I32": torch.int32,
+    "F16": torch.float16,
+    "F32": torch.float32,
+}
+
+log = logging.getLogger(__name__)
 
 
 @register_quantization_config(METHOD)
@@ -65,13 +80,18 @@ class DqrmQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
         target = self.quantization_config.target
+        kept_off: Counter[str] = Counter()
         for name in self.quantization_config.modules:
             packed = model.get_submodule(name)
             try:
-                built = packed.build(target)
+                built, reason = packed.build(target)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
             model.set_submodule(name, built)
+            if reason is not None and target == "int8":
+                kept_off[reason] += 1
+        for reason, count in kept_off.items():
+            log.warning("%d layers run in FP32, not on integers: %s", count, reason)
         if target == "bf16":
             model.to(torch.bfloat16)
         share_inputs(model)
@@ -107,13 +127,13 @@ class _Packed(nn.Module):
         bias = torch.empty(layout.shape[0], dtype=torch.float32, device="meta")
         self.register_buffer("bias", bias if has_bias else None)
 
-    def build(self, target: Target) -> nn.Module:
-        """Return the module that runs."""
+    def build(self, target: Target) -> tuple[nn.Module, str | None]:
+        """Return the module that runs, and why it cannot multiply integers, though inputs are."""
         tensors = {part: getattr(self, f"weight_{part}") for part in self._parts}
         codes, record = unpack_weight(PackedWeight(self._layout, tensors))
         if self._is_table:
-            return build_embedding(codes, record, self._padding_idx, target)
-        return build_linear(codes, record, self.bias, target)
+            return build_embedding(codes, record, self._padding_idx, target), None
+        return build_linear(codes, record, self.bias, target), no_integers_because(codes, record)
 
 
 def load_lowered(folder: str | Path, target: Target | None = None) -> Any:

@@ -127,26 +127,36 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def _of_rows(values: Tensor, rows: Tensor) -> Tensor:
+    """What [R, 1] says of each row, or the one value of [1, 1]."""
+    return values[0] if len(values) == 1 else values[rows]
+
+
 class CodeEmbedding(nn.Module):
     """A table of integer codes with a scale a row.
 
     Args:
         codes: int8 [R, D].
         scale: float32 [R, 1], or [1, 1] for one scale in all.
+        zero: the code of 0, float32 as scale; None for 0.
     """
 
     codes: Tensor
     scale: Tensor
+    zero: Tensor | None
 
-    def __init__(self, codes: Tensor, scale: Tensor) -> None:
+    def __init__(self, codes: Tensor, scale: Tensor, zero: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("codes", codes)
         self.register_buffer("scale", scale)
+        self.register_buffer("zero", zero)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows of ``input`` (int64 [...]), float32 [..., D]."""
-        scale = self.scale[0] if len(self.scale) == 1 else self.scale[input]
-        return scale * self.codes[input]
+        codes = self.codes[input]
+        if self.zero is not None:
+            codes = codes - _of_rows(self.zero, input)
+        return _of_rows(self.scale, input) * codes
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(_keeping_dtype(fn), recurse)  # type: ignore[no-untyped-call]

@@ -4,19 +4,25 @@
                       for values that are on no grid
     places  uint8     of the kept ones within their group, ceil(log2(group)) bits each
     scale   float32   as the record has it; float16 where that is exact
+    zero    uint8     of an asymmetric grid, as scale: the code that stands for 0, counted from the
+                      smallest; int32 of more than 8 bits
+
+Codes of an asymmetric grid are stored counted from the middle one, 2^(bits-1).
 
 A group of an N:M pattern with fewer weights than it may keep has zeros among the kept ones.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 import torch
 from torch import Tensor
 
+from dqrm.compress.grids.affine import most_codes
 from dqrm.compress.grids.granularity import Granularity, matrix_shape
 from dqrm.compress.grids.nm import NM
-from dqrm.compress.grids.record import Grid, WeightRecord
+from dqrm.compress.grids.record import ActivationGrid, Grid, WeightRecord
 from dqrm.compress.lower.codes import (
     Coding,
     code_bytes,
@@ -27,7 +33,7 @@ from dqrm.compress.lower.codes import (
     inflate,
 )
 
-NAMES: Final = ("codes", "places", "scale")
+NAMES: Final = ("codes", "places", "scale", "zero")
 """Of the tensors a packed weight may have."""
 
 
@@ -46,6 +52,7 @@ class Layout:
     """Whether only the kept ones of each group are stored, and their places."""
     mask: NM | None = None
     activation_bits: Literal[8, 32] = 32
+    activation_grid: ActivationGrid = "symmetric"
 
     def __post_init__(self) -> None:
         if self.coding not in ("signs", "trits", "bits"):
@@ -125,12 +132,19 @@ def pack_weight(codes: Tensor, record: WeightRecord, *, shrink: bool = True) -> 
 def _packed(codes: Tensor, record: WeightRecord, *, sparse: bool, shrink: bool) -> PackedWeight:
     tensors: dict[str, Tensor] = {}
     stored = codes.flatten()
+    offset = _offset(record, codes.shape)
     if sparse:
         assert record.mask is not None
-        stored, places = _kept(codes, record.mask)
+        order, places = _kept(codes, record.mask)
+        stored = record.mask.view(codes).gather(-1, order).flatten()
+        if offset is not None:
+            stored = stored + record.mask.view(offset).gather(-1, order).flatten()
         tensors["places"] = encode(places, "bits", _place_bits(record.mask))
+    elif offset is not None:
+        stored = stored + offset.flatten()
     # Two bits hold -1, 0 and 1 as well, and are what it says if another code is there.
-    narrow = record.grid in ("ternary", "binary") or record.bits == 2
+    narrow = record.grid in ("ternary", "binary")
+    narrow |= record.grid == "symmetric" and record.bits == 2
     coding = coding_of(stored) if narrow else "bits"
     layout = Layout(
         tuple(codes.shape),
@@ -141,6 +155,7 @@ def _packed(codes: Tensor, record: WeightRecord, *, sparse: bool, shrink: bool) 
         sparse,
         record.mask,
         record.activation_bits,
+        record.activation_grid,
     )
     if record.grid == "fp32":
         tensors["codes"] = stored.to(torch.float32)
@@ -148,9 +163,11 @@ def _packed(codes: Tensor, record: WeightRecord, *, sparse: bool, shrink: bool) 
         tensors["codes"] = encode(stored, coding, record.bits)
         half = record.scale.half()
         tensors["scale"] = half if torch.equal(half.float(), record.scale) else record.scale
+    if record.zero is not None:
+        tensors["zero"] = record.zero.to(_zero_type(record.bits))
     if shrink:
         for name, tensor in tensors.items():
-            if tensor.dtype == torch.uint8:
+            if tensor.dtype == torch.uint8 and name != "zero":
                 tensors[name] = deflate(tensor)
     return PackedWeight(layout, tensors)
 
@@ -165,6 +182,7 @@ def unpack_weight(packed: PackedWeight) -> tuple[Tensor, WeightRecord]:
     missing = {"codes"} - tensors.keys()
     missing |= {"places"} - tensors.keys() if layout.sparse else set()
     missing |= {"scale"} - tensors.keys() if layout.grid != "fp32" else set()
+    missing |= {"zero"} - tensors.keys() if layout.grid == "asymmetric" else set()
     if missing:
         raise ValueError(f"a packed weight without its {' and '.join(sorted(missing))}")
     if layout.grid == "fp32":
@@ -181,15 +199,51 @@ def unpack_weight(packed: PackedWeight) -> tuple[Tensor, WeightRecord]:
         if tuple(scale.shape) != wanted:
             raise ValueError(f"scales of shape {list(scale.shape)}, wanted {list(wanted)}")
     record = WeightRecord(
-        layout.grid, layout.bits, layout.granularity, scale, layout.mask, layout.activation_bits
+        layout.grid,
+        layout.bits,
+        layout.granularity,
+        scale,
+        layout.mask,
+        layout.activation_bits,
+        _zero_of(packed),
+        layout.activation_grid,
     )
+    offset = _offset(record, layout.shape)
     if not layout.sparse:
-        return stored.view(layout.shape), record
+        found = stored.view(layout.shape)
+        return found if offset is None else found - offset, record
     assert layout.mask is not None
     bits = _place_bits(layout.mask)
     data = inflate(tensors["places"], code_bytes(layout.count, "bits", bits))
     places = decode(data, layout.count, "bits", bits)
-    return _spread(stored, places, layout.mask, layout.shape), record
+    return _spread(stored, places, layout.mask, layout.shape, offset), record
+
+
+def _zero_type(bits: int) -> torch.dtype:
+    return torch.uint8 if bits <= 8 else torch.int32
+
+
+def _zero_of(packed: PackedWeight) -> Tensor | None:
+    layout = packed.layout
+    if layout.grid != "asymmetric":
+        return None
+    zero = packed.tensors["zero"]
+    most = most_codes(layout.bits)
+    wanted = layout.granularity.scale_shape(layout.shape)
+    if zero.dtype != _zero_type(layout.bits) or tuple(zero.shape) != wanted:
+        raise ValueError(f"zeros {zero.dtype} {list(zero.shape)}, wanted {list(wanted)}")
+    if bool(((zero < 0) | (zero > most)).any()):
+        raise ValueError(f"a zero beyond the codes 0 to {most}")
+    return zero.float()
+
+
+def _offset(record: WeightRecord, shape: Sequence[int]) -> Tensor | None:
+    """What is added to a code counted from zero to make it a stored one, float32 as the weight."""
+    if record.zero is None:
+        return None
+    view = record.granularity.view(torch.zeros(tuple(shape)))
+    middle = 1 << (record.bits - 1)
+    return record.granularity.restore(view + (record.zero - middle), shape)
 
 
 def _place_bits(mask: NM) -> int:
@@ -199,9 +253,13 @@ def _place_bits(mask: NM) -> int:
 def _check_range(codes: Tensor, record: WeightRecord) -> None:
     if record.grid == "fp32":
         return
-    largest = (1 << (record.bits - 1)) - 1 if record.grid == "symmetric" else 1
-    smallest = -largest - 1 if record.grid == "symmetric" else -1
-    inside = (codes >= smallest) & (codes <= largest)
+    largest = (1 << (record.bits - 1)) - 1 if record.bits > 1 else 1
+    smallest = -largest - 1
+    if record.grid in ("ternary", "binary"):
+        smallest, largest = -1, 1
+    offset = _offset(record, codes.shape)
+    stored = codes if offset is None else codes + offset
+    inside = (stored >= smallest) & (stored <= largest)
     if not inside.all():
         raise ValueError(
             f"{int((~inside).sum()):,} of {codes.numel():,} codes are not in {smallest}..{largest}"
@@ -209,7 +267,7 @@ def _check_range(codes: Tensor, record: WeightRecord) -> None:
 
 
 def _kept(codes: Tensor, mask: NM) -> tuple[Tensor, Tensor]:
-    """The kept codes and their places, both [rows * groups * keep], in the order of the places."""
+    """Which codes of each group are kept [rows, groups, keep], and the same as a row."""
     view = mask.view(codes)
     zero = view == 0
     most = int((~zero).sum(dim=-1).max()) if view.numel() else 0
@@ -217,16 +275,21 @@ def _kept(codes: Tensor, mask: NM) -> tuple[Tensor, Tensor]:
         raise ValueError(f"a group has {most} weights, {mask} keeps {mask.keep}")
     order = zero.to(torch.uint8).argsort(dim=-1, stable=True)[..., : mask.keep]
     places = order.sort(dim=-1).values
-    return view.gather(-1, places).flatten(), places.flatten()
+    return places, places.flatten()
 
 
-def _spread(stored: Tensor, places: Tensor, mask: NM, shape: tuple[int, ...]) -> Tensor:
-    """Undo :func:`_kept`."""
+def _spread(
+    stored: Tensor, places: Tensor, mask: NM, shape: tuple[int, ...], offset: Tensor | None
+) -> Tensor:
+    """Put stored codes at the places where they were kept, and 0 elsewhere."""
     rows, columns = matrix_shape(shape)
     places = places.to(torch.int64).bitwise_and_((1 << _place_bits(mask)) - 1)
     if bool((places >= mask.group).any()):
         raise ValueError(f"a place beyond the {mask.group} of a group")
     view = torch.zeros(rows, -(-columns // mask.group), mask.group)
     kept = (*view.shape[:2], mask.keep)
-    view.scatter_(-1, places.view(kept), stored.view(kept))
+    places, values = places.view(kept), stored.view(kept)
+    if offset is not None:
+        values = values - mask.view(offset).gather(-1, places)
+    view.scatter_(-1, places, values)
     return Granularity("k_groups", mask.group).restore(view, shape)

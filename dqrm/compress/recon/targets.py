@@ -8,6 +8,7 @@ from torch import nn
 
 from dqrm.compress.grids.granularity import Granularity
 from dqrm.compress.grids.record import (
+    ActivationGrid,
     Grid,
     WeightRecord,
     set_weight_record,
@@ -28,6 +29,7 @@ class Target:
     grid: Grid | None = None
     """None: binary of 1 bit, ternary of 2, else symmetric."""
     activation_bits: Literal[8, 32] = 32
+    activation_grid: ActivationGrid = "symmetric"
 
     @property
     def keeps_weight(self) -> bool:
@@ -40,7 +42,7 @@ def begin(model: nn.Module, name: str, target: Target) -> None:
     if not target.keeps_weight:
         add_step(model, name, FakeQuantizeWeight(target.granularity, target.bits, target.grid))
     if target.activation_bits == 8:
-        attach_activation_quantizer(model.get_submodule(name), 8)
+        attach_activation_quantizer(model.get_submodule(name), 8, target.activation_grid)
 
 
 def finish(model: nn.Module, name: str, target: Target) -> None:
@@ -55,7 +57,7 @@ def put(module: nn.Module, weight: torch.Tensor, scale: torch.Tensor, target: Ta
 
     Args:
         module: its input is quantized already, where the target says so.
-        weight: float32 [out, in], on the grid of ``scale``.
+        weight: float32 [out, in], on the grid of ``scale``, which has no zeros.
         scale: as ``target.granularity`` shapes it.
         target: of the module.
     """
@@ -72,7 +74,10 @@ def record_activations(module: nn.Module, target: Target) -> None:
         return
     plain = WeightRecord("fp32", 32, Granularity("tensor"), torch.empty(0))
     record = weight_record(module) or plain
-    set_weight_record(module, replace(record, activation_bits=target.activation_bits))
+    record = replace(
+        record, activation_bits=target.activation_bits, activation_grid=target.activation_grid
+    )
+    set_weight_record(module, record)
 
 
 def quantize_without_data(model: nn.Module, name: str, target: Target) -> None:

@@ -1,13 +1,13 @@
 """Ways to compress a weight, each with the bytes it takes and the loss it is expected to cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dqrm.compress.grids.granularity import Granularity
 from dqrm.compress.grids.nm import NM
-from dqrm.compress.grids.record import Grid, WeightRecord, dequantize, fit
+from dqrm.compress.grids.record import Grid, WeightRecord, dequantize, fit_record
 from dqrm.compress.lower.packing import pack_weight
 from dqrm.compress.signals.allocate import Candidate
 from dqrm.compress.signals.gradients import fisher_loss
@@ -29,10 +29,10 @@ class WeightOption:
         kept = None if self.pattern is None else self.pattern.mask(weight)
         if self.grid == "fp32":
             codes = weight if kept is None else torch.where(kept, weight, 0.0)
-            scale = torch.empty(0)
+            record = WeightRecord("fp32", self.bits, self.granularity, torch.empty(0))
         else:
-            codes, scale = fit(weight, self.grid, self.bits, self.granularity, kept)
-        record = WeightRecord(self.grid, self.bits, self.granularity, scale, self.pattern)
+            codes, record = fit_record(weight, self.grid, self.bits, self.granularity, kept)
+        record = replace(record, mask=self.pattern)
         return dequantize(codes, record), pack_weight(codes, record).nbytes
 
     def candidate(self, weight: Tensor, fisher: Tensor) -> Candidate:

@@ -1,4 +1,4 @@
-"""8-bit inputs of layers: one scale a token, taken from the token itself."""
+"""8-bit inputs of layers: one grid a token, taken from the token itself."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,8 +6,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from dqrm.compress.grids import affine
 from dqrm.compress.grids.granularity import Granularity
-from dqrm.compress.grids.record import WeightRecord, set_weight_record, weight_record
+from dqrm.compress.grids.record import (
+    ActivationGrid,
+    WeightRecord,
+    set_weight_record,
+    weight_record,
+)
 from dqrm.compress.grids.straight_through import straight_through
 from dqrm.compress.transforms.base import Transform, matching_modules
 from dqrm.compress.transforms.latent import weight_steps
@@ -17,18 +23,22 @@ _HOOK = "_activation_quantizer"
 
 
 class QuantizeActivations(Transform):
-    """Fake-quantizes the inputs of linear layers, symmetrically and token by token.
+    """Fake-quantizes the inputs of linear layers, token by token.
 
     Args:
         match: patterns of the layers' names.
         bits: 8.
+        grid: of a token.
     """
 
     order = 3
 
-    def __init__(self, match: Sequence[str], bits: int = 8) -> None:
+    def __init__(
+        self, match: Sequence[str], bits: int = 8, grid: ActivationGrid = "symmetric"
+    ) -> None:
         self.match = tuple(match)
         self.bits = bits
+        self.grid = grid
         self._modules: dict[str, nn.Module] = {}
 
     def attach(self, model: nn.Module, steps: int) -> None:
@@ -37,7 +47,7 @@ class QuantizeActivations(Transform):
         for name, module in self._modules.items():
             if has_activation_quantizer(module):
                 raise ValueError(f"{name}: two transforms quantize its input")
-            attach_activation_quantizer(module, self.bits)
+            attach_activation_quantizer(module, self.bits, self.grid)
 
     def freeze(self) -> None:
         """Record it; inputs stay quantized."""
@@ -46,20 +56,25 @@ class QuantizeActivations(Transform):
                 raise RuntimeError(f"{name}: weights are frozen before activations")
             plain = WeightRecord("fp32", 32, Granularity("tensor"), torch.empty(0))
             record = weight_record(module) or plain
-            set_weight_record(module, replace(record, activation_bits=8))
+            record = replace(record, activation_bits=8, activation_grid=self.grid)
+            set_weight_record(module, record)
 
 
-def attach_activation_quantizer(module: nn.Module, bits: int) -> None:
+def attach_activation_quantizer(
+    module: nn.Module, bits: int, grid: ActivationGrid = "symmetric"
+) -> None:
     """Quantize the input of ``module`` from now on; again has no effect.
 
     Args:
         module: takes one float tensor [..., K].
         bits: 8.
+        grid: of a token.
     """
     if bits != 8:
         raise ValueError(f"activation bits={bits}: must be 8")
     if not has_activation_quantizer(module):
-        setattr(module, _HOOK, module.register_forward_pre_hook(_quantize_input))
+        hook = _quantize_input if grid == "symmetric" else _quantize_input_asymmetrically
+        setattr(module, _HOOK, module.register_forward_pre_hook(hook))
 
 
 def detach_activation_quantizer(module: nn.Module) -> None:
@@ -92,3 +107,9 @@ def fake_quantize_tokens(x: Tensor) -> Tensor:
 
 def _quantize_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return fake_quantize_tokens(inputs[0]), *inputs[1:]
+
+
+def _quantize_input_asymmetrically(
+    module: nn.Module, inputs: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
+    return affine.fake_quantize_tokens(inputs[0]), *inputs[1:]

@@ -26,8 +26,9 @@ class WeightGrid(Settings):
     bits: int = Field(default=8, ge=1, le=16)
     """Of a weight. 1 and 2 are binary and ternary (arXiv 2206.01859) unless grid says otherwise."""
 
-    grid: Literal["symmetric", "ternary", "binary"] | None = None
-    """None takes binary for 1 bit, ternary for 2, symmetric for more."""
+    grid: Literal["symmetric", "asymmetric", "ternary", "binary"] | None = None
+    """None takes binary for 1 bit, ternary for 2, symmetric for more. asymmetric: from the smallest
+    to the largest weight, with zero among the values (DeepSpeed's quantization_type)."""
 
     per: Literal["row", "tensor"] = "row"
     """One scale an output channel, or one a weight. Of an embedding, rows never share scales."""
@@ -40,11 +41,11 @@ class WeightGrid(Settings):
 
     range: Literal["restricted", "full"] = "restricted"
     """Scale of a symmetric grid: max|w| / (2^(b-1) - 1), or max|w| / 2^(b-1) as DeepSpeed has it,
-    where the largest positive weight of a group loses a step."""
+    where the largest positive weight of a group loses a step; of an asymmetric one likewise."""
 
     rounding: Literal["nearest", "stochastic"] = "nearest"
-    """Where gradients are taken, of a symmetric grid; what is evaluated and kept is rounded to
-    nearest."""
+    """Where gradients are taken, of a symmetric or asymmetric grid; what is evaluated and kept is
+    rounded to nearest."""
 
     @model_validator(mode="after")
     def _fits(self) -> "WeightGrid":
@@ -52,8 +53,8 @@ class WeightGrid(Settings):
             raise ValueError("group cuts a row and groups a matrix; set one of them")
         if {"ternary": 2, "binary": 1}.get(self.grid or "", self.bits) != self.bits:
             raise ValueError(f"a {self.grid} grid cannot have {self.bits} bits")
-        if self.grid == "symmetric" and self.bits == 1:
-            raise ValueError("a symmetric grid has 2 bits or more")
+        if self.grid in ("symmetric", "asymmetric") and self.bits == 1:
+            raise ValueError(f"a {self.grid} grid has 2 bits or more")
         return self
 
     def granularity(self) -> "Granularity":
@@ -75,6 +76,14 @@ class ActivationGrid(Settings):
 
     per: Literal["token"] = "token"
     """One scale a token, taken from it: dynamic quantization."""
+
+    grid: Literal["symmetric", "asymmetric"] = Field(
+        default="symmetric",
+        # A stage that was complete before there was this setting stays so.
+        exclude_if=lambda grid: grid == "symmetric",
+    )
+    """asymmetric: from the smallest to the largest value of a token, with zero among the values; a
+    gain for inputs of one sign. Such layers run in FP32."""
 
 
 class BitSchedule(Settings):
@@ -176,7 +185,7 @@ class QuantTransform(Settings):
                 )
             )
         if self.act is not None:
-            made.append(QuantizeActivations(patterns(self.match), self.act.bits))
+            made.append(QuantizeActivations(patterns(self.match), self.act.bits, self.act.grid))
         return made
 
 

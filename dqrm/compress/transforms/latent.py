@@ -77,5 +77,9 @@ def settle(module: nn.Module) -> None:
     parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
     earlier = weight_record(module)
     if earlier is not None:
-        record = replace(record, activation_bits=earlier.activation_bits)
+        record = replace(
+            record,
+            activation_bits=earlier.activation_bits,
+            activation_grid=earlier.activation_grid,
+        )
     set_weight_record(module, record)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dqrm.compress.grids.granularity import Granularity
-from dqrm.compress.grids.record import Grid, WeightRecord, dequantize, fit
+from dqrm.compress.grids.record import Grid, WeightRecord, dequantize, fit_record
 from dqrm.compress.grids.rounding import Rounding
 from dqrm.compress.grids.straight_through import straight_through
 from dqrm.compress.schedules import BitsState, MoqBits, period_factor
@@ -29,7 +29,7 @@ class QuantizeWeights(Transform):
             those of a layer are for more.
         grid: None takes it from the bits.
         rounding: where gradients are taken; what is evaluated and frozen is rounded to nearest.
-        full_range: of a symmetric grid (see :func:`dqrm.compress.grids.record.fit`).
+        full_range: of a symmetric or asymmetric grid (see :func:`dqrm.compress.grids.record.fit`).
         schedule: leads to ``bits``; None has them from the first step on.
         sensitivity: whether :meth:`set_sensitivity` will tell how careful to be with each weight.
         mixed_end: whether a sensitive weight may end with more bits than the target; otherwise
@@ -253,7 +253,7 @@ class FakeQuantizeWeight(WeightStep):
         """Return the value of ``weight`` [R, ...] on the grid and how it is to be stored."""
         grid = self.current_grid
         kept = self._patterns[0].mask if self._patterns else None
-        codes, scale = fit(
+        codes, record = fit_record(
             weight,
             grid,
             self.bits,
@@ -262,10 +262,14 @@ class FakeQuantizeWeight(WeightStep):
             rounding,
             full_range=self.full_range,
         )
-        record = WeightRecord(grid, self.bits, self.granularity, scale)
         return dequantize(codes, record), record
 
     def described(self, record: WeightRecord, before: Tensor) -> WeightRecord:
         """Return ``record`` with the grid and the scales of ``before``."""
         mine = self.quantized(before)[1]
-        return replace(mine, mask=record.mask, activation_bits=record.activation_bits)
+        return replace(
+            mine,
+            mask=record.mask,
+            activation_bits=record.activation_bits,
+            activation_grid=record.activation_grid,
+        )
