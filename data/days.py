@@ -16,8 +16,8 @@ import numpy.typing as npt
 from dqrm.data.files import new_folder, write_json
 from dqrm.data.rows import I32, Rows
 from dqrm.data.schema import Schema, criteo_schema
-from dqrm.data.synth import SynthConfig
-from dqrm.data.teacher import CHUNK_ROWS, Teacher, bayes_metrics
+from dqrm.data.synth import SynthConfig, new_output
+from dqrm.data.teacher import CHUNK_ROWS, bayes_metrics
 
 _NEWCOMER = 4
 """Every fourth id is one, beginning with the fourth most frequent."""
@@ -44,28 +44,17 @@ def synthesize_days(
     """
     import pyarrow.parquet as pq
 
-    output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output}: exists already; give a new folder")
+    output = new_output(output)
     rows_of_day = config.num_rows // days
     if days < 1 or rows_of_day < 2:
         raise ValueError(f"rows={config.num_rows}: too few for {days} days")
-    teacher = Teacher(
-        config.table_rows,
-        seed=config.seed,
-        zipf=config.zipf,
-        bayes_auc=config.bayes_auc,
-        positive_rate=config.positive_rate,
-        multi_hot=[column.multi_hot for column in config.schema_.categorical],
-        max_bag=config.max_bag,
-    )
+    teacher, schema = config.teacher(), config.schema_
     chunks = -(-rows_of_day // CHUNK_ROWS)
     best = {}
     with new_folder(output) as folder:
         for day in range(days):
             name = (first_day + timedelta(days=day)).isoformat()
             born = _born_by(day, days)
-            schema = config.schema_
             writer = None
             labels, probabilities = [], []
             for chunk in range(chunks):

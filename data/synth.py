@@ -101,6 +101,18 @@ class SynthConfig(BaseModel):
         )
         return base.model_copy(update={"categorical": columns})
 
+    def teacher(self) -> Teacher:
+        """Draw the teacher."""
+        return Teacher(
+            self.table_rows,
+            seed=self.seed,
+            zipf=self.zipf,
+            bayes_auc=self.bayes_auc,
+            positive_rate=self.positive_rate,
+            multi_hot=[column.multi_hot for column in self.schema_.categorical],
+            max_bag=self.max_bag,
+        )
+
     @model_validator(mode="after")
     def _check(self) -> "SynthConfig":
         names = [column.name for column in criteo_schema().categorical]
@@ -135,9 +147,7 @@ def synthesize(
         ValueError: `output` exists and is not an empty folder.
     """
     config = config or SynthConfig()
-    output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output}: exists already; give a new folder")
+    output = new_output(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     work = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
@@ -149,19 +159,19 @@ def synthesize(
     return manifest
 
 
+def new_output(output: str | Path) -> Path:
+    """The path, if nothing is there or an empty folder; else raise ValueError."""
+    path = Path(output)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{path}: exists already; give a new folder")
+    return path
+
+
 def _generate(folder: Path, config: SynthConfig, progress: Callable[[int, int], None]) -> Manifest:
     schema, total = config.schema_, config.num_rows
     held_out = round(total * HELD_OUT_SHARE)
     borders = (0, total - held_out, total - held_out // 2, total)
-    teacher = Teacher(
-        config.table_rows,
-        seed=config.seed,
-        zipf=config.zipf,
-        bayes_auc=config.bayes_auc,
-        positive_rate=config.positive_rate,
-        multi_hot=[column.multi_hot for column in schema.categorical],
-        max_bag=config.max_bag,
-    )
+    teacher = config.teacher()
     counts = [np.zeros(rows, np.int32) for rows in config.table_rows]
     splits: dict[str, SplitInfo] = {}
     truth: list[tuple[F32, F64]] = []

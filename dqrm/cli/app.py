@@ -24,6 +24,10 @@ _COMMANDS = {
         "dqrm.cli.pipeline:pipeline",
         "Run files of stages: train, fine-tune, report.",
     ),
+    "champion": (
+        "dqrm.cli.champion:champion",
+        "Show which version of a model serves, and roll back to another.",
+    ),
     "jobs": ("dqrm.cli.jobs:jobs", "Run pipelines and commands on a schedule."),
     "config": ("dqrm.cli.config:config", "Print the resolved configuration."),
     "configs": ("dqrm.cli.configs:configs", "List and copy the shipped configurations."),

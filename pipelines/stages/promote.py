@@ -26,6 +26,7 @@ from dqrm.pipelines.stage import (
     Stage,
     StageContext,
 )
+from dqrm.tracking.errors import StoreError
 from dqrm.tracking.model_reference import CHAMPION, MODEL_NAME
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ class PromoteStage(Stage):
 
         Raises:
             GateNotMet: the candidate did not pass, and that is to end the pipeline.
+            StoreError: another champion came while it was measured, or MLflow is away.
         """
         from dqrm.data.dataset import PreparedDataset
         from dqrm.tracking.registry import Registry
@@ -139,6 +141,12 @@ class PromoteStage(Stage):
             _OVER_TAG: champion or _NOBODY,
         }
         if verdict.passed:
+            now = self._champion(registry, record.run_id)
+            if now != champion:
+                raise StoreError(
+                    f"the champion of {self.model} was version {champion} when the candidate was "
+                    f"held against it, and is version {now} now; run the pipeline again"
+                )
             more = {_DIGEST_TAG: context.digest, "dqrm.data.digest": dataset.digest}
             version = registry.register(self.model, record.run_id, {**tags, **more})
             registry.crown(self.model, version)

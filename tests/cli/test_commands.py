@@ -54,7 +54,7 @@ def test_the_commands_are_these() -> None:
         "bench transformers",
         *("study overfit", "study bits", "study scale-period", "study exchange"),
         *("study memory", "study multihot"),
-        "compare",
+        *("compare", "champion"),
         *("ui", "doctor", "tracking sync", "completion"),
         *("pipeline run", "pipeline validate", "pipeline ls", "pipeline import", "profile"),
     }

@@ -113,3 +113,42 @@ def sentence_files(tmp_path_factory):
     sentences(320, 1).to_csv(folder / "train.tsv", sep="\t", index=False)
     sentences(160, 2).to_csv(folder / "dev.tsv.gz", sep="\t", index=False)
     return folder
+
+
+DAILY = """\
+threads: 1
+tracking: {{system_metrics: false, flush_seconds: 0.2}}
+stages:
+  - stage: prepare
+    train: [{train}]
+    test: [{test}]
+    base: models:/clicks@champion
+    settings: {{format: parquet, min_frequency: 2, workers: 1}}
+  - stage: train
+    data: stage:prepare
+    warm_start: models:/clicks@champion
+    settings:
+      model: {{embedding_dim: 8, bottom_mlp: [16], top_mlp: [16]}}
+      quant: {{bits: 4, granularity: row}}
+      optim: {{name: adagrad, lr: 0.02}}
+      data: {{batch_size: 128}}
+      checkpoint: {{every_steps: 4}}
+  - stage: promote
+    candidate: stage:train
+    data: stage:prepare
+    model: clicks
+    min_auc: 0.55
+    auc_margin: 0.03
+"""
+
+
+@pytest.fixture
+def daily_file():
+    """Write daily.yaml, a small model retrained by day; returns its path."""
+
+    def write(train, test):
+        file = Path("daily.yaml")
+        file.write_text(DAILY.format(train=train, test=test))
+        return file
+
+    return write

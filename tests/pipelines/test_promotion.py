@@ -16,31 +16,6 @@ from dqrm.pipelines.runner import run_pipeline
 from dqrm.pipelines.stage import GateNotMet
 from dqrm.pipelines.stages.promote import PromoteStage
 
-PIPELINE = """\
-threads: 1
-tracking: {{system_metrics: false, flush_seconds: 0.2}}
-stages:
-  - stage: prepare
-    train: [{days}/2026-03-01.parquet]
-    test: [{days}/2026-03-02.parquet]
-    base: models:/clicks@champion
-    settings: {{format: parquet, min_frequency: 2, workers: 1}}
-  - stage: train
-    data: stage:prepare
-    warm_start: models:/clicks@champion
-    settings:
-      model: {{embedding_dim: 8, bottom_mlp: [16], top_mlp: [16]}}
-      quant: {{bits: 4, granularity: row}}
-      optim: {{name: adagrad, lr: 0.02}}
-      data: {{batch_size: 128}}
-  - stage: promote
-    candidate: stage:train
-    data: stage:prepare
-    model: clicks
-    min_auc: 0.55
-    auc_margin: 0.03
-"""
-
 
 @pytest.fixture(scope="module")
 def days(tmp_path_factory):
@@ -55,10 +30,9 @@ def days(tmp_path_factory):
 
 
 @pytest.fixture
-def run(days):
+def run(days, daily_file):
     """Run a day's pipeline: trained on that day, tested on another, the next one by default."""
-    file = Path("daily.yaml")
-    file.write_text(PIPELINE.format(days=days))
+    file = daily_file(f"{days}/2026-03-01.parquet", f"{days}/2026-03-02.parquet")
 
     def run(day, test=None, *overrides):
         names = [f"{days}/2026-03-0{d}.parquet" for d in (day, test or day + 1)]
@@ -83,7 +57,7 @@ def promotion(day):
     return json.loads(Path(f"runs/day{day}/stages/promote/promotion.json").read_text())
 
 
-def test_days_of_growth_a_bad_one_and_cut_offs(run, registry, days, monkeypatch):
+def test_days_of_growth_a_bad_one_and_cut_offs(run, registry, days, dqrm, monkeypatch):
     first = run(1)
     assert [stage.ran for stage in first.stages] == [True] * 3
     assert registry().aliases("clicks") == {"champion": "1"}
@@ -93,8 +67,6 @@ def test_days_of_growth_a_bad_one_and_cut_offs(run, registry, days, monkeypatch)
     assert [stage.ran for stage in again.stages] == [False] * 3
 
     # The second day ends between the two aliases, then after them, then is let alone.
-    from dqrm.tracking.registry import Registry
-
     class Killed(BaseException):  # as a kill: nothing handles it
         pass
 
@@ -168,8 +140,34 @@ def test_days_of_growth_a_bad_one_and_cut_offs(run, registry, days, monkeypatch)
     assert run_of_stage.data.metrics["champion/auc"] > run_of_stage.data.metrics["candidate/auc"]
 
     # Any version can serve again; the next day goes on from it.
-    Registry.crown(registry(), "clicks", "1")
+    # Somebody else's champion comes while ours is measured: it is not passed over.
+    judge = PromoteStage._judge
+
+    def meanwhile(self, *arguments):
+        verdict = judge(self, *arguments)
+        registry().crown("clicks", "1")
+        return verdict
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PromoteStage, "_judge", meanwhile)
+        with pytest.raises(OSError, match=r"was version 2 .* and is version 1 now"):
+            run(3, 5, "stages.promote.auc_margin=0.2")
+    registry().crown("clicks", "2")
+    assert len(registry().versions("clicks")) == 2
+
+    listed = dqrm("champion", "clicks").stdout.splitlines()
+    assert [line.split()[:2] for line in listed[-2:]] == [["2", "champion"], ["1", "previous"]]
+    assert "not worse than version 1" in listed[-2]
+    assert dqrm("champion", "clicks", "--back").exit_code == 0
     assert registry().aliases("clicks") == {"champion": "1", "previous": "2"}
+    for arguments, message in [
+        (("clicks", "--to", "7"), "no version 7: 1, 2"),
+        (("click",), "no model click has versions"),
+        (("clicks", "--to", "1", "--back"), "give one of them"),
+    ]:
+        refused = dqrm("champion", *arguments)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
     config = load_pipeline(Path("daily.yaml"), ["name=after"])
     shutil.rmtree("runs/day2")
     assert [s.references(config.tracking) for s in config.stages] == [
@@ -179,8 +177,8 @@ def test_days_of_growth_a_bad_one_and_cut_offs(run, registry, days, monkeypatch)
     ]
 
 
-def test_faults_show_before_anything_runs(dqrm, days):
-    Path("daily.yaml").write_text(PIPELINE.format(days=days))
+def test_faults_show_before_anything_runs(dqrm, days, daily_file):
+    daily_file(f"{days}/2026-03-01.parquet", f"{days}/2026-03-02.parquet")
     valid = dqrm("pipeline", "validate", "daily.yaml")
     assert valid.exit_code == 0, valid.stderr
     planned = dqrm("pipeline", "run", "daily.yaml", "--dry-run")
