@@ -49,9 +49,9 @@ _ROWS_8 = Arm("rows-int8", "INT8 rows, no master", quantized(8, granularity="row
 _ROWS_4 = Arm("rows-int4", "INT4 rows, no master", quantized(4, granularity="row", storage="int4"))
 
 _TUNED_NOTE = (
-    "Tuned FP32 is the best of the candidates by mean validation over all seeds; the tests of the "
-    "others are not looked at. None of the low-bit arms is tuned, but for the one that takes over "
-    "what was chosen for FP32."
+    "Tuned FP32 is the best of the candidates by mean validation over all seeds; tests of "
+    "candidates without a line are not looked at. None of the low-bit arms is tuned, but for the "
+    "one that takes over what was chosen for FP32."
 )
 _ONE_HOT_NOTE = (
     "DQRM as published quantizes pooled vectors; with one id a bag that is what quantizing rows "

@@ -37,7 +37,8 @@ def make_report(study: Study, pictures: bool = True) -> Report:
     """Return the report of what is complete; draws pictures into the study's folder."""
     plan, summaries = study.plan, [summarize(one) for one in study.answered]
     question = plan.cases[0].question
-    blocks: list[Block] = [Paragraph(question.claim), Paragraph(_seeds_text(plan.seeds))]
+    claim = Paragraph(f"The claim: {question.claim}")
+    blocks: list[Block] = [claim, Paragraph(_seeds_text(plan.seeds))]
     if not study.complete:
         blocks.append(Paragraph("Not all runs are complete; figures are of those that are."))
     for summary in summaries:

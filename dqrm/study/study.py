@@ -190,9 +190,8 @@ class Conductor:
         for arm in answered.arms:
             answered.outcomes[arm.key] = self._of(answered.case.trials[arm.key])
         if answered.chosen is not None:
-            title = "tuned FP32: " + answered.chosen.title.removeprefix("FP32").lstrip(", ")
-            title = "tuned FP32: the base itself" if not answered.chosen.recipe else title
-            answered.arms.insert(1, Arm(TUNED, title))
+            what = answered.chosen.title.removeprefix("FP32").lstrip(", ") or "as it is"
+            answered.arms.insert(1, Arm(TUNED, f"tuned FP32 ({what})"))
             answered.outcomes[TUNED] = self._of(answered.case.trials[answered.chosen.key])
 
     def _of(self, trials: Sequence[Trial]) -> list[Outcome]:

@@ -43,9 +43,8 @@ class Verdict:
         """What the rule says of the arm."""
         if self.difference.half_width is None:
             return "one seed"
-        gain = self.difference.mean if self.metric == "auc" else -self.difference.mean
         if abs(self.difference.mean) > self.difference.half_width:
-            return "better" if gain > 0 else "worse"
+            return "better" if self._gain > 0 else "worse"
         extreme = max(abs(self.difference.low), abs(self.difference.high))
         return "as good" if extreme <= MARGIN else "undecided"
 
@@ -65,10 +64,17 @@ class Verdict:
                 f"{rival} is as good as {arm}: the difference in {name}, {figures}, is not "
                 f"significant and below {MARGIN}."
             )
+        ahead, behind = (arm, rival) if self._gain > 0 else (rival, arm)
         return (
-            f"Undecided between {arm} and {rival}: the difference in {name}, {figures}, is not "
-            f"significant, and {len(self.difference.values)} seeds do not exclude one of {MARGIN}."
+            f"Undecided: {ahead} is ahead of {behind}, but {name} of {arm} differs by {figures}, "
+            f"which is not significant; the {len(self.difference.values)} seeds do not exclude "
+            f"{MARGIN}."
         )
+
+    @property
+    def _gain(self) -> float:
+        """By how much the arm is better on average."""
+        return self.difference.mean if self.metric == "auc" else -self.difference.mean
 
 
 def difference_text(difference: Estimate) -> str:

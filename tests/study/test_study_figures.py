@@ -44,7 +44,12 @@ def test_refused():
         ((-0.004, -0.005, -0.006), "log_loss", "better", "INT4 wins over tuned FP32"),
         ((0.0004, 0.0005, 0.0005), "auc", "better", "wins over tuned FP32 by little"),
         ((0.0001, -0.0002, 0.0001), "auc", "as good", "tuned FP32 is as good as INT4"),
-        ((0.003, -0.002, 0.001), "auc", "undecided", "Undecided between INT4 and tuned FP32"),
+        (
+            (0.003, -0.002, 0.001),
+            "auc",
+            "undecided",
+            "Undecided: INT4 is ahead of tuned FP32, but AUC",
+        ),
         ((0.03,), "auc", "one seed", "with one seed, which proves nothing"),
         ((0.0, 0.0, 0.0), "auc", "as good", "+0.0000 [+0.0000, +0.0000], is not significant"),
     ],
