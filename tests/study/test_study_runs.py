@@ -21,7 +21,7 @@ from dqrm.study.plan import make_plan
 from dqrm.study.report import make_report, record_in, write_report
 from dqrm.study.study import Conductor
 
-SECONDS = 120
+SECONDS = 300
 
 
 @pytest.fixture(scope="module")
