@@ -89,6 +89,8 @@ class Conductor:
         try:
             tracker.set_tags({"study": plan.kind})
             tracker.log_params({"study": plan.kind, "seeds": list(plan.seeds)})
+            # Runs are put below this one, so its id must be known, however slow the store is.
+            tracker.flush()
             with stop_on_signals() as stop:
                 self._complete(plan.trials, tracker.run_id, lambda: stop.signal)
                 answered = [self._answer(case) for case in plan.cases]

@@ -156,7 +156,9 @@ def test_runs_are_below_the_study_in_mlflow(clicks_data, tmp_path):
     question = Question(
         "one", "One arm.", (Arm("int4", "INT4", quantized(4)),), "int4", "int4", ("curves",)
     )
-    base = small_study.base(clicks_data, enabled=True, uri=uri, system_metrics=False)
+    base = small_study.base(
+        clicks_data, enabled=True, uri=uri, system_metrics=False, finish_seconds=300
+    )
     plan = make_plan("one", lambda *_: question, [("", base)], [3], tmp_path / "out", "clicks")
     told = []
     conductor = Conductor(plan, 1, 1, base.tracking, lambda *arguments: None)
