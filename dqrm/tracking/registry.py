@@ -12,7 +12,7 @@ from typing import Any
 from dqrm.data.files import new_folder
 from dqrm.serving.predictor import ARTIFACT_FILE
 from dqrm.tracking.config import TrackingConfig
-from dqrm.tracking.errors import Refused
+from dqrm.tracking.errors import Refused, StoreAway
 from dqrm.tracking.model_reference import CHAMPION, PREVIOUS, ModelReference
 from dqrm.tracking.models import register
 from dqrm.tracking.store import Store, translated
@@ -74,20 +74,12 @@ class Registry:
             found = self._client.search_model_versions(f"name = '{name}'")
             return sorted(found, key=lambda version: int(version.version))
 
-    def version_of_run(self, name: str, run_id: str) -> Any | None:
-        """Return the version that the model of a run is registered as, or None."""
-        return next((v for v in self.versions(name) if v.run_id == run_id), None)
-
     def register(self, name: str, run_id: str, tags: Mapping[str, str]) -> str:
-        """Register the model of a run, once, and set tags of its version; return the version.
-
-        Raises:
-            ValueError: the model is not in the store.
-        """
+        """Register the model of a run, once, and set tags of its version; return the version."""
         outputs = self._store.run(run_id).outputs
         models = outputs.model_outputs if outputs else []
         if not models:
-            raise ValueError(
+            raise StoreAway(
                 f"the model of run {run_id} is not in {self.uri}; `dqrm tracking sync` uploads "
                 "what the store missed"
             )

@@ -128,7 +128,10 @@ class PromoteStage(Stage):
         folder = context.inputs[str(named_stage(self.candidate))]
         record = read_record(folder)
         if record is None or record.run_id is None:
-            raise ValueError(f"{self.candidate} has no run in {registry.uri}, so no model there")
+            raise ValueError(
+                f"{self.candidate} was made while {registry.uri} did not answer, so its model is "
+                f"not there; make it again: --from {named_stage(self.candidate)}"
+            )
         champion = self._champion(registry, record.run_id)
         key = named_stage(self.data)
         dataset = PreparedDataset.open(

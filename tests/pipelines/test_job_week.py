@@ -24,7 +24,7 @@ from dqrm.pipelines.jobs.processes import MARK
 from dqrm.pipelines.jobs.server import decide
 from dqrm.pipelines.jobs.state import JobFolder
 
-WAIT_SECONDS = 400
+WAIT_SECONDS = 900
 """After which something has not happened, also on a machine that is busy with other things."""
 
 JOBS = {
