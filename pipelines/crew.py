@@ -116,9 +116,17 @@ def follow(place: Place, stop: Callable[[], int | None]) -> int | None:
     Raises:
         MissingRanksError: the first process is gone.
     """
+    store = _open(place)
+    try:
+        return _follow(store, stop)
+    finally:
+        with contextlib.suppress(RuntimeError):
+            store.set(_left(place.rank), "")
+
+
+def _follow(store: "Store", stop: Callable[[], int | None]) -> int | None:
     from dqrm.comm.errors import MissingRanksError
 
-    store = _open(place)
     for number_of_call in itertools.count():
         try:
             while not store.check([str(number_of_call)]):
@@ -130,8 +138,7 @@ def follow(place: Place, stop: Callable[[], int | None]) -> int | None:
         except RuntimeError as error:
             raise MissingRanksError("rank 0, which runs the pipeline, is gone", [0]) from error
         if call is None:
-            store.set(_left(place.rank), "")
-            return None
+            break
         try:
             _STAGE.validate_python(call["stage"]).run(_context(call, stop))
         except Interrupted as interrupted:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from killing import SECONDS
 from safetensors.torch import load_file
 from worlds import run_world
 
@@ -209,7 +210,7 @@ def test_the_command_ends_all_when_one_is_killed_and_names_it(material, tmp_path
     command += ["stages.finetune.epochs=100000", "stages.finetune.save_minutes=1e-6"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + SECONDS
         while not list((tmp_path / "killed").glob("work/*/scratch/step-*")):
             assert process.poll() is None, process.communicate()[0]
             assert time.monotonic() < deadline
