@@ -31,6 +31,6 @@ def test_the_command_compares_and_keeps_its_runs(clicks_data, tmp_path, monkeypa
     def refuse(*arguments, **settings):
         raise AssertionError("a process was started")
 
-    monkeypatch.setattr(running.subprocess, "Popen", refuse)
+    monkeypatch.setattr(running.Crew, "_run", refuse)
     again = CliRunner().invoke(cli, command, standalone_mode=False)
     assert again.stdout == first.stdout

@@ -137,7 +137,7 @@ def test_what_is_complete_is_not_run_again(killed_and_completed, clicks_data, mo
         return Question(asked.name, asked.claim, arms, asked.ours, asked.rival, asked.pictures)
 
     monkeypatch.setattr(small_study, "question", unbroken)
-    monkeypatch.setattr(running.subprocess, "Popen", refuse)
+    monkeypatch.setattr(running.Crew, "_run", refuse)
     again, _ = small_study.run(clicks_data, output)
     assert again.answered[0].outcomes["int4"] == before.answered[0].outcomes["int4"]
 
