@@ -5,7 +5,7 @@ from datetime import datetime
 import click
 
 from dqrm.cli.framework import DqrmCommand
-from dqrm.cli.text import table
+from dqrm.text import table
 
 
 @click.command(

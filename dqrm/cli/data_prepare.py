@@ -10,7 +10,7 @@ import click
 
 from dqrm.cli.framework import DqrmCommand
 from dqrm.cli.options import OverrideType, config_option
-from dqrm.cli.text import bytes_text, pairs, seconds_text
+from dqrm.text import bytes_text, pairs, seconds_text
 
 if TYPE_CHECKING:
     from dqrm.data.prepare import PrepareReport

@@ -8,7 +8,7 @@ import click
 
 from dqrm.cli.framework import DqrmCommand
 from dqrm.cli.options import config_option, overrides_argument
-from dqrm.cli.text import pairs
+from dqrm.text import pairs
 
 SYNTH_MODEL = "dqrm.data.synth:SynthConfig"
 

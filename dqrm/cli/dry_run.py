@@ -1,12 +1,12 @@
 """``dqrm train --dry-run``: what a run would need, by arithmetic and by timing real steps."""
 
-from dqrm.cli.text import bytes_text, pairs, seconds_text, table
 from dqrm.compress.grids import packed_row_bytes
 from dqrm.config import RunConfig
 from dqrm.data.dataset import PreparedDataset
 from dqrm.models.dlrm import table_bits
 from dqrm.models.sizes import ModelSizes
 from dqrm.runtime import available_memory_bytes, choose_threads
+from dqrm.text import bytes_text, pairs, seconds_text, table
 from dqrm.training import sharding
 from dqrm.training.build import sizes_of
 from dqrm.training.estimate import Timing, time_steps

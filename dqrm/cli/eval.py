@@ -8,7 +8,7 @@ import click
 
 from dqrm.cli.errors import ExitCode
 from dqrm.cli.framework import DqrmCommand
-from dqrm.cli.text import pairs
+from dqrm.text import pairs
 
 _EXAMPLES = [
     ("dqrm eval runs/fp32", "the packed model of a run on its own test split"),

@@ -10,7 +10,7 @@ import click
 
 from dqrm.cli.errors import ExitCode
 from dqrm.cli.framework import DqrmCommand, LazyGroup
-from dqrm.cli.text import seconds_text, table
+from dqrm.text import seconds_text, table
 
 if TYPE_CHECKING:
     from dqrm.pipelines.jobs.config import Job, JobsFile

@@ -9,8 +9,8 @@ import click
 from dqrm.cli.errors import ExitCode
 from dqrm.cli.framework import DqrmCommand, LazyGroup
 from dqrm.cli.options import OverrideType
-from dqrm.cli.text import pairs, seconds_text, table
 from dqrm.cli.workers import nproc_option, workers_to_start
+from dqrm.text import pairs, seconds_text, table
 
 if TYPE_CHECKING:
     from dqrm.pipelines.config import PipelineConfig

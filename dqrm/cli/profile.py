@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dqrm.cli.framework import DqrmCommand
-from dqrm.cli.text import bytes_text, table
+from dqrm.text import bytes_text, table
 
 if TYPE_CHECKING:
     from torch import nn

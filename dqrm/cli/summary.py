@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from dqrm.cli.text import bytes_text, pairs
+from dqrm.text import bytes_text, pairs
 
 if TYPE_CHECKING:
     from dqrm.config import RunConfig

@@ -8,7 +8,7 @@ import click
 
 from dqrm.cli.framework import DqrmCommand
 from dqrm.cli.options import config_option, overrides_argument
-from dqrm.cli.text import pairs, table
+from dqrm.text import pairs, table
 
 if TYPE_CHECKING:
     from dqrm.sweeps.folder import SweepFolder

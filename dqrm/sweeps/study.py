@@ -69,7 +69,8 @@ class SweepStudy:
         for trial in trials:
             if trial.state.name == "RUNNING":
                 # The sweep's lock is held: nobody else runs it.
-                return optuna.Trial(self.study, trial._trial_id)
+                cut_off: Trial = optuna.Trial(self.study, trial._trial_id)
+                return cut_off
         if len(trials) >= self._settings.trials:
             return None
         # Anew for each trial: a resumed sweep must not draw the first values again.

@@ -11,7 +11,7 @@ from dqrm.cli.bench.compared import compare, exit_code, test_figures
 from dqrm.cli.bench.seeds import seeds_option
 from dqrm.cli.framework import DqrmCommand
 from dqrm.cli.options import config_option, overrides_argument
-from dqrm.cli.text import bytes_text, table
+from dqrm.text import bytes_text, table
 
 if TYPE_CHECKING:
     from dqrm.study.study import Answered

@@ -6,7 +6,7 @@ import click
 
 from dqrm.cli.errors import ExitCode
 from dqrm.cli.framework import DqrmCommand
-from dqrm.cli.text import table
+from dqrm.text import table
 
 
 @click.command(

@@ -8,7 +8,7 @@ import click
 
 from dqrm.cli.bench.speed import KINDS, Function, Names, Numbers
 from dqrm.cli.framework import DqrmCommand
-from dqrm.cli.text import table
+from dqrm.text import table
 
 if TYPE_CHECKING:
     from dqrm.bench.exchange.plan import Case, Part, Plan

@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from dqrm.cli.framework import DqrmCommand
-from dqrm.cli.text import bytes_text, table
+from dqrm.text import bytes_text, table
 
 
 @click.command(

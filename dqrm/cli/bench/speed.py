@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
 import click
 
 from dqrm.cli.progress import ProgressDisplay
-from dqrm.cli.text import table
+from dqrm.text import table
 
 if TYPE_CHECKING:
     from dqrm.bench.speed.groups import Group

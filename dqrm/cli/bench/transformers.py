@@ -10,7 +10,7 @@ import click
 
 from dqrm.cli.bench.seeds import seeds_option
 from dqrm.cli.framework import DqrmCommand
-from dqrm.cli.text import bytes_text, table
+from dqrm.text import bytes_text, table
 
 if TYPE_CHECKING:
     from dqrm.pipelines.study.merge import StudySettings

@@ -6,7 +6,6 @@ from pathlib import Path
 import click
 
 from dqrm.cli.progress import ProgressDisplay
-from dqrm.cli.text import pairs, seconds_text, table
 from dqrm.config import RunConfig
 from dqrm.configuration import load
 from dqrm.data.files import write_json
@@ -16,6 +15,7 @@ from dqrm.study.document import Block, Heading, Paragraph, Table
 from dqrm.study.kinds import KINDS
 from dqrm.study.plan import Plan, make_plan
 from dqrm.study.teacher import teacher_data
+from dqrm.text import pairs, seconds_text, table
 
 _TEACHER_RECIPE = "synth"
 _TEACHER_SCALE = 0.02
