@@ -6,7 +6,7 @@ from typing import Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from dqrm.study.statistics import Estimate
 from dqrm.study.study import Answered
@@ -113,10 +113,18 @@ def _scatter(
                 if x is not None:
                     marker = "os^"[number // 10 % 3]
                     _bar(axis, x, row.test[metric], f"C{number % 10}", row.title, marker)
-            axis.set_xscale("log")
+            _plain_log(axis)
             _label(axis, summary.label, label, f"Test {_LABELS[metric]}")
         pair[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=120)
+
+
+def _plain_log(axis: Axes) -> None:
+    """Scale the x axis by logarithms, with plain numbers that do not run into each other."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _bags(answered: Sequence[Answered], summaries: Sequence[Summary], path: Path) -> None:
