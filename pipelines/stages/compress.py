@@ -164,13 +164,9 @@ class CompressStage(TextTrainingStage):
         """Take layers out, hold the others against the teacher's, make the transforms."""
         from dqrm.compress.distill.losses import DistillWeights
         from dqrm.compress.transforms.build import build_compression
+        from dqrm.pipelines.text.attention import use_plain_attention
         from dqrm.pipelines.text.finetune import Training
-        from dqrm.pipelines.text.objective import (
-            Distillation,
-            Objective,
-            TaskLoss,
-            expose_attention,
-        )
+        from dqrm.pipelines.text.objective import Distillation, Objective, TaskLoss
 
         kept, depth = self._cut(model)
         regression = labels.classes is None
@@ -180,8 +176,8 @@ class CompressStage(TextTrainingStage):
             objective = TaskLoss(regression=regression, bf16=recipe.bf16)
         else:
             if distill.attention:
-                expose_attention(model)
-                expose_attention(teacher)
+                use_plain_attention(model)
+                use_plain_attention(teacher)
             objective = Distillation(
                 teacher,
                 DistillWeights(

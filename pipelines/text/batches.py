@@ -10,8 +10,8 @@ from dqrm.pipelines.text.tables import Examples
 
 # Lengths are sorted within so many batches: nearly all padding is gone, and batches still mix.
 _POOL_BATCHES = 50
-# Few widths, so that the matrix library's code for them is made once.
-_WIDTH_MULTIPLE = 8
+# Short sentences are padded little, and there are half as many widths to make code for as lengths.
+_WIDTH_MULTIPLE = 2
 
 
 class EncodedText:

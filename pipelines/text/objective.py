@@ -117,8 +117,3 @@ class Distillation:
             attentions=given.attentions or (),
             mask=inputs["attention_mask"],
         )
-
-
-def expose_attention(model: Any) -> None:
-    """Have a model return its attention probabilities; fused kernels keep them to themselves."""
-    model.set_attn_implementation("eager")

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from dqrm.compress.signals.curvature import block_eigenvalue, relative_curvature
 from dqrm.compress.transforms.base import Compression
 from dqrm.compress.transforms.weights import QuantizeWeights
+from dqrm.pipelines.text.attention import use_plain_attention
 from dqrm.pipelines.text.layers import encoder_layers, encoder_path
-from dqrm.pipelines.text.objective import TaskLoss, expose_attention
+from dqrm.pipelines.text.objective import TaskLoss
 from dqrm.training.world import World
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ def tell_sensitivity(
 def _layer_eigenvalues(model: Any, inputs: dict[str, Tensor], labels: Tensor) -> list[float]:
     training, attention = model.training, model.config._attn_implementation
     model.eval()
-    expose_attention(model)  # A fused one cannot be differentiated twice.
+    use_plain_attention(model)  # A fused one cannot be differentiated twice.
     task = TaskLoss(regression=labels.is_floating_point(), bf16=False)
     generator = torch.Generator().manual_seed(0)
     try:

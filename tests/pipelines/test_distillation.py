@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from dqrm.compress.distill.losses import DistillWeights
+from dqrm.pipelines.text.attention import use_plain_attention
 from dqrm.pipelines.text.classifier import load_any, load_classifier
 from dqrm.pipelines.text.layers import encoder_layers, keep_layers
-from dqrm.pipelines.text.objective import Distillation, TaskLoss, expose_attention
+from dqrm.pipelines.text.objective import Distillation, TaskLoss
 from dqrm.pipelines.text.tables import Labels
 
 ALL = DistillWeights(logits=1.0, hidden=1.0, attention=1.0)
@@ -37,7 +38,7 @@ def distillation(teacher, layers, *, weights=ALL, label_weight=0.0):
 def test_a_student_that_is_the_teacher_has_no_loss(classifier, batch):
     teacher = copy.deepcopy(classifier)
     for model in (classifier, teacher):
-        expose_attention(model)
+        use_plain_attention(model)
     labels = torch.tensor([0, 1, 1])
     classifier.eval()
     loss = distillation(teacher, range(6))(classifier, batch, labels)
@@ -78,7 +79,7 @@ def test_the_student_s_map_is_by_input_and_output_of_layers(classifier, batch):
     teacher = copy.deepcopy(classifier)
     keep_layers(classifier, (0, 1, 2))
     for model in (classifier, teacher):
-        expose_attention(model)
+        use_plain_attention(model)
     classifier.eval()
     layers = DistillWeights(logits=0.0, hidden=1.0, attention=1.0)
     labels = torch.tensor([0, 1, 1])
