@@ -91,6 +91,17 @@ def test_uneven_codes_get_smaller_and_even_ones_stay_as_they_are():
     assert deflate(noise) is noise
 
 
+@pytest.mark.parametrize("bits", [3, 4, 5, 6, 7, 8])
+def test_deflated_codes_come_near_their_entropy(bits):
+    weight, record = compressed((256, 256), "symmetric", bits, Granularity("row"))
+    found = codes(weight, record)
+    share = torch.unique(found, return_counts=True)[1].double() / found.numel()
+    entropy = -(share * share.log2()).sum() * found.numel() / 8
+    packed = pack_weight(found, record)
+    assert packed.tensors["codes"].nbytes < 1.04 * entropy
+    assert torch.equal(unpack_weight(through_json(packed))[0], found)
+
+
 def test_scales_are_halved_only_where_that_is_exact():
     weight, record = compressed((4, 8), "symmetric", 8, Granularity("row"))
     packed = pack_weight(codes(weight, record), record)
@@ -109,6 +120,10 @@ def test_every_code_of_every_width(count):
         assert data.dtype == torch.uint8
         assert len(data) == code_bytes(count, "bits", bits)
         assert torch.equal(decode(data, count, "bits", bits), codes), bits
+        if bits <= 8:
+            cells = encode(codes, "cells", bits)
+            assert len(cells) == code_bytes(count, "cells", bits)
+            assert torch.equal(decode(cells, count, "cells", bits), codes), bits
     trits = torch.randint(-1, 2, (count,)).float()
     assert torch.equal(decode(encode(trits, "trits", 2), count, "trits", 2), trits)
     signs = torch.randint(0, 2, (count,)).float() * 2 - 1
@@ -146,5 +161,9 @@ def test_damaged_tensors_are_refused():
         inflate(deflate(torch.zeros(5000, dtype=torch.uint8)), 4)
     with pytest.raises(ValueError, match="a byte above 242"):
         decode(torch.tensor([243], dtype=torch.uint8), 5, "trits", 2)
+    with pytest.raises(ValueError, match="no code of 3 bits"):
+        decode(torch.tensor([0x04], dtype=torch.uint8), 2, "cells", 3)
+    with pytest.raises(ValueError, match="coding 'runs': must be signs, trits, bits, cells"):
+        replace(packed.layout, coding="runs")
     with pytest.raises(ValueError, match="no layout"):
         Layout.from_json({"shape": [1, 2]})

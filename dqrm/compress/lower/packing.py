@@ -24,6 +24,7 @@ from dqrm.compress.grids.granularity import Granularity, matrix_shape
 from dqrm.compress.grids.nm import NM
 from dqrm.compress.grids.record import ActivationGrid, Grid, WeightRecord
 from dqrm.compress.lower.codes import (
+    CODINGS,
     Coding,
     code_bytes,
     coding_of,
@@ -35,6 +36,9 @@ from dqrm.compress.lower.codes import (
 
 NAMES: Final = ("codes", "places", "scale", "zero")
 """Of the tensors a packed weight may have."""
+
+_DEFLATED_AS_CELLS: Final = (3, 5, 6, 7)
+"""Bits of codes that fill no byte."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ class Layout:
     activation_grid: ActivationGrid = "symmetric"
 
     def __post_init__(self) -> None:
-        if self.coding not in ("signs", "trits", "bits"):
-            raise ValueError(f"coding {self.coding!r}: must be signs, trits or bits")
+        if self.coding not in CODINGS:
+            raise ValueError(f"coding {self.coding!r}: must be {', '.join(CODINGS)}")
         if self.sparse and self.mask is None:
             raise ValueError("sparse without a pattern")
 
@@ -146,6 +150,12 @@ def _packed(codes: Tensor, record: WeightRecord, *, sparse: bool, shrink: bool) 
     narrow = record.grid in ("ternary", "binary")
     narrow |= record.grid == "symmetric" and record.bits == 2
     coding = coding_of(stored) if narrow else "bits"
+    if record.grid != "fp32":
+        coding, tensors["codes"] = _shortest(stored, coding, record.bits, shrink=shrink)
+        half = record.scale.half()
+        tensors["scale"] = half if torch.equal(half.float(), record.scale) else record.scale
+    else:
+        tensors["codes"] = stored.to(torch.float32)
     layout = Layout(
         tuple(codes.shape),
         record.grid,
@@ -157,19 +167,24 @@ def _packed(codes: Tensor, record: WeightRecord, *, sparse: bool, shrink: bool) 
         record.activation_bits,
         record.activation_grid,
     )
-    if record.grid == "fp32":
-        tensors["codes"] = stored.to(torch.float32)
-    else:
-        tensors["codes"] = encode(stored, coding, record.bits)
-        half = record.scale.half()
-        tensors["scale"] = half if torch.equal(half.float(), record.scale) else record.scale
     if record.zero is not None:
         tensors["zero"] = record.zero.to(_zero_type(record.bits))
-    if shrink:
-        for name, tensor in tensors.items():
-            if tensor.dtype == torch.uint8 and name != "zero":
-                tensors[name] = deflate(tensor)
+    if shrink and sparse:
+        tensors["places"] = deflate(tensors["places"])
     return PackedWeight(layout, tensors)
+
+
+def _shortest(stored: Tensor, coding: Coding, bits: int, *, shrink: bool) -> tuple[Coding, Tensor]:
+    """The bytes of codes, and how they came about; deflated in the way that leaves fewest."""
+    data = encode(stored, coding, bits)
+    if not shrink:
+        return coding, data
+    data = deflate(data)
+    if coding == "bits" and bits in _DEFLATED_AS_CELLS:
+        cells = deflate(encode(stored, "cells", bits))
+        if len(cells) < len(data):
+            return "cells", cells
+    return coding, data
 
 
 def unpack_weight(packed: PackedWeight) -> tuple[Tensor, WeightRecord]:
