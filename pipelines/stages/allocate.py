@@ -7,9 +7,9 @@ take by ``allocation: stage:NAME`` (and that can be copied into a pipeline's fil
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from dqrm.compress.transforms.config import NMTransform, Patterns, QuantTransform, patterns
 from dqrm.pipelines.references import skeleton_of
@@ -35,9 +35,13 @@ class AllocateStage(CalibratedStage):
     options: tuple[Option, ...] = Field(min_length=2)
     """What a matrix may become: each a list of transforms without their match."""
 
-    ratio: float = Field(gt=1.0)
+    ratio: float | None = Field(default=None, gt=1.0)
     """Times that the matrices together shall be smaller than in FP32, at least. Bytes are those on
     the disk, scales and places of kept weights included."""
+
+    like: NonNegativeInt | None = None
+    """In place of a ratio: position of an option, from 0; the matrices together shall take no more
+    bytes than if all had this one."""
 
     @field_validator("options")
     @classmethod
@@ -49,6 +53,14 @@ class AllocateStage(CalibratedStage):
             except ValueError as error:
                 raise ValueError(f"option {place}: {error}") from error
         return options
+
+    @model_validator(mode="after")
+    def _has_a_budget(self) -> Self:
+        if (self.ratio is None) == (self.like is None):
+            raise ValueError("set ratio or like, one of them: there is no budget without")
+        if self.like is not None and self.like >= len(self.options):
+            raise ValueError(f"like={self.like}: options are 0 to {len(self.options) - 1}")
+        return self
 
     def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
         """What a stage with calibration finds, and patterns that name no module."""
@@ -64,7 +76,7 @@ class AllocateStage(CalibratedStage):
     def run(self, context: StageContext) -> dict[str, float]:
         """Choose, and write the choice."""
         from dqrm.data.files import write_json
-        from dqrm.pipelines.text.allocation import allocate_options
+        from dqrm.pipelines.text.allocation import Budget, allocate_options
         from dqrm.pipelines.text.calibration import draw_rows
 
         loaded = self.load(context)
@@ -73,7 +85,7 @@ class AllocateStage(CalibratedStage):
             loaded.model,
             self._modules(loaded.model),
             [_weight_option(with_match(option, [".*"])) for option in self.options],
-            self.ratio,
+            Budget(self.ratio, self.like),
             rows,
             rows.text.shuffled(self.batch_size, self.seed, 0),
             lambda: self.check(context),

@@ -128,6 +128,8 @@ def _adapted(stage: Stage, task: Task, settings: StudySettings) -> dict[str, Any
     if "epochs" in fields:
         epochs = task.finetune_epochs if stage.stage == "finetune" else task.compress_epochs
         tree |= {} if epochs is None else {"epochs": epochs}
+    if task.compress_steps is not None and tree.get("max_steps") is not None:
+        _shorten(tree, fields, task.compress_steps)
     if settings.max_steps is not None:
         _shorten(tree, fields, settings.max_steps)
     return tree

@@ -25,8 +25,9 @@ class Task:
     finetune_epochs: int | None = None
     """None takes the recipes'."""
     compress_epochs: int | None = None
-    """Passes over few rows that come to the steps recipes have been made for; None takes the
-    recipes', which are for SST-2."""
+    """Of stages that count passes over the rows; None takes the recipes', which are for SST-2."""
+    compress_steps: int | None = None
+    """Most steps of those that count steps, schedules as much shorter; None takes the recipes'."""
 
     def files(self, name: str, folder: Path) -> dict[str, Path]:
         """The files of the task, by the fields of a stage's data.
@@ -62,7 +63,8 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             max_length=64,
             dev_fraction=0.1,
             finetune_epochs=5,
-            compress_epochs=10,
+            compress_epochs=5,
+            compress_steps=400,
         ),
         "mrpc": Task(
             *("MRPC", "f1"),
@@ -70,14 +72,16 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             dev_fraction=0.1,
             test_fraction=0.15,
             finetune_epochs=5,
-            compress_epochs=10,
+            compress_epochs=5,
+            compress_steps=400,
         ),
         "stsb": Task(
             *("STS-B", "pearson"),
             max_length=128,
             dev_fraction=0.1,
             finetune_epochs=5,
-            compress_epochs=10,
+            compress_epochs=5,
+            compress_steps=400,
         ),
     }
 )

@@ -1,6 +1,6 @@
 """Which option to take for each matrix of a fine-tuned transformer, under a budget of bytes."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ class Allocated:
     """Of each matrix, in the order of the options."""
     fp32_bytes: int
     """Of the matrices as they are."""
+    budget: int
+    """Bytes that the choice takes at most."""
 
     def total(self, chosen: Mapping[str, int]) -> Candidate:
         """Bytes and expected loss of a choice."""
@@ -30,19 +32,40 @@ class Allocated:
         return Candidate(sum(c.cost for c in taken), sum(c.loss for c in taken))
 
     def best_uniform(self) -> int | None:
-        """The option with the least expected loss that every matrix could have in as many bytes."""
-        budget = self.total(self.chosen).cost
+        """The option with the least expected loss that the budget pays for in every matrix."""
         options = range(len(next(iter(self.candidates.values()))))
         totals = {n: self.total(dict.fromkeys(self.chosen, n)) for n in options}
-        fitting = [n for n in options if totals[n].cost <= budget]
+        fitting = [n for n in options if totals[n].cost <= self.budget]
         return min(fitting, key=lambda n: totals[n].loss, default=None)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bytes that matrices may take together; one of its fields is None."""
+
+    ratio: float | None
+    """Times that they shall be smaller than in FP32, at least."""
+    like: int | None
+    """Option that would take as many, had all of them this one."""
+
+    def bytes(self, candidates: Iterable[Sequence[Candidate]], fp32_bytes: int) -> int:
+        """Return them.
+
+        Args:
+            candidates: of each matrix.
+            fp32_bytes: of the matrices as they are.
+        """
+        if self.like is not None:
+            return sum(options[self.like].cost for options in candidates)
+        assert self.ratio is not None
+        return int(fp32_bytes / self.ratio)
 
 
 def allocate_options(
     model: Any,
     modules: Mapping[str, nn.Module],
     options: Sequence[WeightOption],
-    ratio: float,
+    budget: Budget,
     rows: LabelledText,
     batches: Sequence[Sequence[int]],
     check: Callable[[], None],
@@ -54,7 +77,7 @@ def allocate_options(
         model: a classifier or regressor, in evaluation mode.
         modules: linear layers of it, by name.
         options: what a matrix may become.
-        ratio: times that the matrices shall be smaller than in FP32, at least.
+        budget: of the bytes of the matrices together.
         rows: what gradients are taken on.
         batches: rows of each gradient.
         check: called between batches; may raise.
@@ -83,5 +106,6 @@ def allocate_options(
         value = weight.detach()
         candidates[name] = [option.candidate(value, fisher[name]) for option in options]
     fp32_bytes = sum(4 * weight.numel() for weight in weights.values())
-    picked = allocate(list(candidates.values()), int(fp32_bytes / ratio))
-    return Allocated(dict(zip(weights, picked, strict=True)), candidates, fp32_bytes)
+    most = budget.bytes(candidates.values(), fp32_bytes)
+    picked = allocate(list(candidates.values()), most)
+    return Allocated(dict(zip(weights, picked, strict=True)), candidates, fp32_bytes, most)

@@ -67,6 +67,16 @@ def test_the_choice_fits_and_is_taken(file):
     }
 
 
+def test_a_budget_may_be_that_of_an_option(file):
+    overrides = ("stages.allocate.ratio=null", "stages.allocate.like=1")
+    allocate = run_pipeline(load_pipeline(file, overrides)).stages[1]
+    metrics = allocate.record.metrics
+    told = json.loads((allocate.folder / "allocation.json").read_text())["matrices"]
+    assert metrics["allocate/bytes"] <= sum(matrix["bytes"][1] for matrix in told.values())
+    assert metrics["allocate/uniform_option"] == 1
+    assert metrics["allocate/expected_loss"] < metrics["allocate/uniform_expected_loss"]
+
+
 def test_what_cannot_be_allocated_is_told(file, dqrm):
     patterns = ("stages.allocate.ratio=4", f"stages.allocate.options=[{SPARSE}, {SPARSE}]")
     for overrides, message in (
@@ -80,6 +90,8 @@ def test_what_cannot_be_allocated_is_told(file, dqrm):
         ("stages.allocate.match=.*querry", "no Linear has this name; near it are"),
         ("stages.allocate.options=[[{kind: quant, weight: {bits: 99}}], []]", "option 0: 0.quant"),
         ("stages.reconstruct.allocation=finetune", "must be stage:NAME"),
+        ("stages.allocate.ratio=null", "set ratio or like"),
+        ("stages.allocate.like=1", "set ratio or like"),
     ):
         done = dqrm("pipeline", "validate", file, override)
         assert done.exit_code == 2, override

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dqrm.pipelines.config import find_pipeline, load_pipeline
 from dqrm.pipelines.study import merge
 from dqrm.pipelines.study.merge import StudySettings, merged_pipeline, recipe_names
 from dqrm.pipelines.study.run import Measured
@@ -70,9 +71,19 @@ def test_shorter_training_has_shorter_schedules(glue):
     schedule = before["moq"].transforms[0].schedule
     assert stages["moq"].transforms[0].schedule.period == schedule.period * share
     assert stages["nm-admm"].transforms[0].updates == 1
-    assert before["nm-admm"].transforms[0].updates == 12
+    assert before["nm-admm"].transforms[0].updates == 6
     assert stages["zeroquant-w48-lkd"].steps == 80
     assert before["moq"].data.test_fraction == TASKS["mrpc"].test_fraction
+
+
+def test_tasks_of_few_rows_take_fewer_steps(glue):
+    config, _ = merged_pipeline(study(data=glue), "cola", 0)
+    stages = {stage.key: stage for stage in config.stages}
+    _, moq, _, _ = load_pipeline(find_pipeline("sst2-moq")).stages
+    assert (moq.max_steps, stages["moq"].max_steps) == (800, 400)
+    periods = (moq.transforms[0].schedule.period, stages["moq"].transforms[0].schedule.period)
+    assert periods[0] == 2 * periods[1]
+    assert (stages["xtc-six"].epochs, stages["xtc-six"].max_steps) == (5, None)
 
 
 def result(arm, task, seed, accuracy, size=100, times=None):

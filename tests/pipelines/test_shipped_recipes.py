@@ -11,7 +11,7 @@ from dqrm.pipelines.config import find_pipeline, shipped_recipes
 COMPRESSION = {
     "sst2-moq": ("moq", "qat"),
     "sst2-nm": ("admm", "asp", "sr-ste", "joint"),
-    "sst2-search": ("search", "uniform"),
+    "sst2-search": ("mixed-4bit", "uniform-4bit", "mixed-3bit", "uniform-3bit"),
     "sst2-xtc": ("six", "five"),
 }
 WITHOUT_TRAINING = {"sst2-prune": ("prune",), "sst2-zeroquant": ("w8a8", "w48", "w48-lkd")}
@@ -91,8 +91,7 @@ def test_compression(name, dqrm, bert_of_six, sentence_files):
         *lowering(name),
     ]
     if name == "sst2-search":
-        # Of rows of 32 inputs, scales are many more bytes.
-        overrides += ["stages.allocate.samples=32", "stages.allocate.ratio=5"]
+        overrides += [f"stages.allocate-{bits}bit.samples=32" for bits in (4, 3)]
     if name == "sst2-moq":
         overrides.append("stages.moq.transforms.0.schedule={start: 5, period: 1}")
     if name == "sst2-nm":
