@@ -18,7 +18,7 @@ _COMMANDS = {
     ),
     "profile": (
         "dqrm.cli.profile:profile",
-        "Show a model's parameters, bytes, MACs and time, module by module.",
+        "Show a model's parameters, FLOPs and time, module by module.",
     ),
     "pipeline": (
         "dqrm.cli.pipeline:pipeline",

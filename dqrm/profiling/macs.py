@@ -1,4 +1,4 @@
-"""Multiply-accumulates of operators and modules.
+"""Multiply-accumulates of operators.
 
 A MAC is one multiplication and one addition: two FLOPs. Only what multiplies matrices counts, as
 in torch.utils.flop_counter, whose formulas are used where it has them. On CPUs it has none for
@@ -9,11 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry
-
-from dqrm.compress.lower.modules import CodeEmbedding, Int8Linear
-from dqrm.serving.packed_mlp import PackedLinear, PackedMlp
 
 Formula = Callable[[tuple[Any, ...], Any], int]
 
@@ -26,23 +22,6 @@ def operator_macs(function: Any, arguments: tuple[Any, ...], result: Any) -> int
         return formula(arguments, result)
     known = flop_registry.get(packet)
     return 0 if known is None else int(known(*arguments, out_val=result)) // 2
-
-
-def module_macs(module: nn.Module, inputs: tuple[Any, ...]) -> dict[nn.Module, int] | None:
-    """MACs of a module that runs without torch's operators, by the layers in it; None otherwise.
-
-    Args:
-        module: any.
-        inputs: of its forward.
-    """
-    if isinstance(module, Int8Linear):
-        layers: list[Int8Linear | PackedLinear] = [module]
-    elif isinstance(module, PackedMlp):
-        layers = [layer for layer in module if isinstance(layer, PackedLinear)]
-    else:
-        return None
-    rows = math.prod(inputs[0].shape[:-1]) if inputs and isinstance(inputs[0], Tensor) else 0
-    return {layer: rows * layer.codes.numel() for layer in layers}
 
 
 def _attention(arguments: tuple[Any, ...], result: Any) -> int:
@@ -72,27 +51,3 @@ _FORMULAS: dict[str, Formula] = {
     "quantized.linear_dynamic": _linear,
     "dqrm.dot_interaction": _interaction,
 }
-
-
-def own_parameters(module: nn.Module) -> list[tuple[int, int]]:
-    """Identity and number of the values each tensor of a module holds, its children's left out.
-
-    What training calls a parameter, in whatever form it is kept: FP32, rows of tables, codes.
-    """
-    tables = getattr(module, "tables", None)
-    dim = getattr(module, "embedding_dim", None)
-    if isinstance(tables, tuple) and isinstance(dim, int):
-        return [(id(module), dim * sum(int(table.num_rows) for table in tables))]
-    if isinstance(module, PackedLinear):
-        return [(id(module), module.codes.numel() + module.bias.numel())]
-    if isinstance(module, Int8Linear | CodeEmbedding):
-        bias = getattr(module, "bias", None)
-        return [(id(module), module.codes.numel() + (0 if bias is None else bias.numel()))]
-    return [(id(p), p.numel()) for p in module._parameters.values() if p is not None]
-
-
-def own_bytes(module: nn.Module) -> list[tuple[int, int]]:
-    """Address and bytes of each storage of a module, its children's left out."""
-    tensors = [*module._parameters.values(), *module._buffers.values()]
-    storages = [tensor.untyped_storage() for tensor in tensors if tensor is not None]
-    return [(storage.data_ptr(), storage.nbytes()) for storage in storages]

@@ -1,22 +1,21 @@
-"""A model's tree of modules with parameters, bytes, MACs and time.
+"""A model's tree of modules with parameters, bytes, arithmetic and time.
 
-MACs are counted in one pass and times taken in others, as counting slows every operator down.
+Work is counted in one pass and times taken in others, as counting slows every operator down.
 The values of a module include those of the modules in it. A module that is called several times
 has the sum; a tensor that several modules share counts once in each of them and once above.
 """
 
-import contextlib
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from dqrm.profiling.macs import module_macs, operator_macs, own_bytes, own_parameters
+from dqrm.profiling.counter import Counter
+from dqrm.profiling.layers import kept_part, own_bytes, own_parameters
+from dqrm.profiling.roofline import Machine, limits, measure
+from dqrm.profiling.timing import Times, time_forwards
+from dqrm.profiling.work import Work, total
 
 
 @dataclass
@@ -26,27 +25,57 @@ class Node:
     name: str
     """Of the module within its parent; empty for the model."""
     kind: str
+    calls: int
+    """In one forward."""
     parameters: int
     bytes: int
     """Of parameters and buffers, as they are kept."""
     macs: int
-    """Of one forward."""
+    """Of one forward, with zeros among the weights: the loops multiply them all the same."""
+    kept_macs: int
+    """Of these, with weights that are not zero, as masks and N:M patterns leave them."""
+    flops: int
+    """Two a MAC, and those of elementwise operators, softmax and norms."""
+    flops_by_type: dict[str, int]
+    """Of these, by the type of the values."""
+    moved_bytes: int
+    """That its operators read and write, each tensor once a call and each row of a table once."""
+    intensity: float | None
+    """FLOPs for each of them; None where nothing is moved."""
+    operators: int
+    """Calls of torch's operators."""
     seconds: float | None
-    """Median of a forward; None for a module that its parent runs without calling it."""
+    """Of a forward; None for a module that its parent runs without calling it."""
+    own_seconds: float | None
+    """Of these, outside of the modules in it."""
     gflops: float | None
-    """Two billion MACs a second are four: what was reached in that time. None without a time."""
-    calls: int
-    """In one forward."""
+    """Billions of FLOPs a second that were reached in that time. None without a time."""
+    roofline: float | None
+    """Part of the time that it would take at the roofline; above 1, its data were in caches."""
+    bound: str | None
+    """What holds it: see dqrm.profiling.roofline.Limits.verdict."""
     children: list["Node"] = field(default_factory=list)
 
 
-def profile(model: nn.Module, forward: Callable[[], object], repeats: int = 5) -> Node:
+@dataclass
+class Profile:
+    """A model's tree, and what its times are to be compared with."""
+
+    machine: Machine
+    wall_seconds: float
+    """Of the forward whose times the tree has, from outside."""
+    plain_seconds: float
+    """Of a forward without clocks in the modules."""
+    tree: Node
+
+
+def profile(model: nn.Module, forward: Callable[[], object], repeats: int = 5) -> Profile:
     """Return the tree of ``model`` for one forward, without gradients, in evaluation mode.
 
     Args:
         model: put into evaluation mode for the time, and back afterwards.
         forward: calls the model.
-        repeats: forwards that are timed, after one that is not.
+        repeats: forwards that are timed, as many again without clocks in the modules.
     """
     training = model.training
     model.eval()
@@ -56,114 +85,80 @@ def profile(model: nn.Module, forward: Callable[[], object], repeats: int = 5) -
     try:
         # Not inference_mode: operators made of others are then not taken apart.
         with torch.no_grad():
-            counter = _Counter(model)
+            counter = Counter(model)
             with counter.attached(), counter:
                 forward()
-            times = _times(model, forward, repeats)
+            times, plain = time_forwards(model, forward, repeats)
+            types = {name for work in counter.works.values() for name in work.flops_by_type}
+            # Outside of autocast, which would convert what the peaks are measured with.
+            with torch.autocast("cpu", enabled=False):
+                machine = measure(types)
+            tree = _Tree(counter, times, machine).node("", model)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         model.train(training)
-    return _node("", model, counter, times)
+    return Profile(machine, times.wall, plain, tree)
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds the MACs of every operator to the modules that are running."""
+class _Tree:
+    """Puts together what was counted, what was timed and what the machine can do."""
 
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._model = model
-        self._running: list[nn.Module] = []
-        self._by_formula = 0
-        self.macs: dict[nn.Module, int] = {}
-        self.calls: dict[nn.Module, int] = {}
+    def __init__(self, counter: Counter, times: Times, machine: Machine) -> None:
+        self._times = times
+        self._machine = machine
+        self._calls = counter.calls
+        self._works: dict[nn.Module, Work] = {}
+        self._kept: dict[nn.Module, int] = {}
+        parts: dict[nn.Module, float] = {}
+        for running, work in counter.works.items():
+            if work.macs and running and running[-1] not in parts:
+                parts[running[-1]] = kept_part(running[-1])
+            kept = round(work.macs * parts[running[-1]]) if work.macs and running else work.macs
+            # A module that calls itself is there twice.
+            for module in set(running):
+                self._works.setdefault(module, Work()).add(work)
+                self._kept[module] = self._kept.get(module, 0) + kept
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not self._by_formula:
-            self._add(operator_macs(func, args, result), self._running)
-        return result
-
-    def _add(self, count: int, modules: list[nn.Module]) -> None:
-        # A module that calls itself is there twice.
-        for module in set(modules):
-            self.macs[module] = self.macs.get(module, 0) + count
-
-    @contextlib.contextmanager
-    def attached(self) -> Iterator[None]:
-        """Listen to the model's modules."""
-        handles = []
-        for module in self._model.modules():
-            handles.append(module.register_forward_pre_hook(self._begin))
-            handles.append(module.register_forward_hook(self._end))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._running.append(module)
-        self.calls[module] = self.calls.get(module, 0) + 1
-        layers = module_macs(module, inputs)
-        if layers is not None:
-            for layer, count in layers.items():
-                self._add(count, [*self._running, layer])
-            self._by_formula += 1
-
-    def _end(self, module: nn.Module, inputs: tuple[Any, ...], output: object) -> None:
-        self._running.pop()
-        if module_macs(module, ()) is not None:
-            self._by_formula -= 1
-
-
-def _times(model: nn.Module, forward: Callable[[], object], repeats: int) -> dict[nn.Module, float]:
-    """Median seconds a forward of every module that is called."""
-    spent: dict[nn.Module, float] = {}
-    begun: list[float] = []
-
-    def begin(module: nn.Module, inputs: object) -> None:
-        begun.append(time.perf_counter())
-
-    def end(module: nn.Module, inputs: object, output: object) -> None:
-        spent[module] = spent.get(module, 0.0) + time.perf_counter() - begun.pop()
-
-    handles = []
-    for module in model.modules():
-        handles.append(module.register_forward_pre_hook(begin))
-        handles.append(module.register_forward_hook(end))
-    rounds = []
-    try:
-        for _ in range(1 + repeats):
-            spent.clear()
-            forward()
-            rounds.append(dict(spent))
-    finally:
-        for handle in handles:
-            handle.remove()
-    # The first one makes what later ones reuse.
-    return {
-        module: statistics.median(one[module] for one in rounds[1:] if module in one)
-        for module in rounds[-1]
-    }
+    def node(self, name: str, module: nn.Module) -> Node:
+        """The module and what is in it."""
+        inside = list(module.modules())
+        children = [self.node(n, m) for n, m in module.named_children()]
+        work, kept = self._works.get(module, Work()), self._kept.get(module, 0)
+        seconds, own = self._times.inside.get(module), self._times.own.get(module)
+        if children and module not in self._calls:
+            # A list of modules is never called itself.
+            work = total(_work(child) for child in children)
+            kept = sum(child.kept_macs for child in children)
+            timed = [child.seconds for child in children if child.seconds is not None]
+            seconds, own = (sum(timed), 0.0) if timed else (None, None)
+        least = limits(work, self._machine)
+        return Node(
+            name=name,
+            kind=type(module).__name__,
+            calls=self._calls.get(module, 0),
+            parameters=sum(dict(pair for m in inside for pair in own_parameters(m)).values()),
+            bytes=sum(dict(pair for m in inside for pair in own_bytes(m)).values()),
+            macs=work.macs,
+            kept_macs=kept,
+            flops=work.flops,
+            flops_by_type=work.flops_by_type,
+            moved_bytes=work.moved_bytes,
+            intensity=work.flops / work.moved_bytes if work.moved_bytes else None,
+            operators=work.operators,
+            seconds=seconds,
+            own_seconds=own,
+            gflops=1e-9 * work.flops / seconds if seconds else None,
+            roofline=least.roof / seconds if seconds else None,
+            bound=least.verdict(seconds) if seconds else None,
+            children=children,
+        )
 
 
-def _node(name: str, module: nn.Module, counter: _Counter, times: dict[nn.Module, float]) -> Node:
-    inside = list(module.modules())
-    children = [_node(n, m, counter, times) for n, m in module.named_children()]
-    macs, seconds = counter.macs.get(module, 0), times.get(module)
-    if children and module not in counter.calls:
-        # A list of modules is never called itself.
-        macs = sum(child.macs for child in children)
-        timed = [child.seconds for child in children if child.seconds is not None]
-        seconds = sum(timed) if timed else None
-    return Node(
-        name=name,
-        kind=type(module).__name__,
-        parameters=sum(dict(pair for m in inside for pair in own_parameters(m)).values()),
-        bytes=sum(dict(pair for m in inside for pair in own_bytes(m)).values()),
-        macs=macs,
-        seconds=seconds,
-        gflops=2e-9 * macs / seconds if seconds else None,
-        calls=counter.calls.get(module, 0),
-        children=children,
+def _work(node: Node) -> Work:
+    return Work(
+        macs=node.macs,
+        elementwise=node.flops - 2 * node.macs,
+        moved_bytes=node.moved_bytes,
+        operators=node.operators,
+        flops_by_type=node.flops_by_type,
     )
