@@ -202,7 +202,7 @@ def test_integer_layers_are_their_definition_bit_for_bit(folder):
 def test_the_readmes_lines_read_it(folder, tiny_bert_tokenizer):
     text = (Path(__file__).parents[2] / "README.md").read_text()
     (lines,) = re.findall(r"```python\n(from dqrm.compress.lower.hf.*?)```", text, re.DOTALL)
-    named = "runs/sst2-zeroquant/stages/w8a8-lowered/model"
+    named = "runs/reviews/stages/lower/model"
     assert named in lines
     tiny_bert_tokenizer.save_pretrained(folder)
     found = {}

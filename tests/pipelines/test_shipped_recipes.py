@@ -129,10 +129,11 @@ def test_compression_without_training(name, dqrm, bert_of_six, sentence_files):
     assert all("test/accuracy" in row["metrics"] for row in rows.values())
 
 
-def test_the_pipeline_of_the_readme(dqrm, bert_of_six, sentence_files):
-    """Valid as it stands, but for its model and its data."""
-    readme = Path(__file__).parents[2] / "README.md"
-    (text,) = re.findall(r"```yaml\n(data:.*?)```", readme.read_text(), re.DOTALL)
+@pytest.mark.parametrize("page", ["README.md", "docs/pipelines.md"])
+def test_the_pipelines_of_the_pages(dqrm, bert_of_six, sentence_files, page):
+    """Valid as they stand, but for their model and their data."""
+    text = (Path(__file__).parents[2] / page).read_text()
+    (text,) = re.findall(r"```yaml\n(data:.*?)```", text, re.DOTALL)
     Path("reviews.yaml").write_text(text)
     valid = dqrm(
         *("pipeline", "validate", "reviews.yaml", f"stages.finetune.model={bert_of_six}"),
