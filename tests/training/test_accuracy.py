@@ -25,7 +25,7 @@ def test_census_at_4_bits_and_in_codes_is_as_good_as_full_precision(tmp_path):
     four, full = measure("census", tmp_path), measure("census", tmp_path, *FULL)
     assert four >= 0.944
     assert abs(four - full) <= 0.002
-    # Three seeds spread by 0.0003; the mean of three is held to 0.001 in the README.
+    # Three seeds spread by 0.0003; docs/figures.md has their mean within 0.001.
     assert abs(measure("census", tmp_path, *CODES) - full) <= 0.002
 
 
