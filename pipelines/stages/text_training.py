@@ -241,7 +241,7 @@ class TextTrainingStage(TextModelStage):
         """As :meth:`prepare`, with the attention that trains faster."""
         from dqrm.pipelines.text.attention import LONGEST_PLAIN, use_plain_attention
 
-        if self.max_length <= LONGEST_PLAIN:
+        if recipe.bf16 and self.max_length <= LONGEST_PLAIN:
             use_plain_attention(model)
             if teacher is not None:
                 use_plain_attention(teacher)

@@ -55,34 +55,19 @@ class Task:
         return data
 
 
+_FEW_ROWS: Any = {
+    "dev_fraction": 0.1,
+    "finetune_epochs": 5,
+    "compress_epochs": 5,
+    "compress_steps": 400,
+}
+
 TASKS: Mapping[str, Task] = MappingProxyType(
     {
         "sst2": Task("SST-2", "accuracy", max_length=64, dev_fraction=0.02),
-        "cola": Task(
-            *("CoLA", "matthews"),
-            max_length=64,
-            dev_fraction=0.1,
-            finetune_epochs=5,
-            compress_epochs=5,
-            compress_steps=400,
-        ),
-        "mrpc": Task(
-            *("MRPC", "f1"),
-            max_length=128,
-            dev_fraction=0.1,
-            test_fraction=0.15,
-            finetune_epochs=5,
-            compress_epochs=5,
-            compress_steps=400,
-        ),
-        "stsb": Task(
-            *("STS-B", "pearson"),
-            max_length=128,
-            dev_fraction=0.1,
-            finetune_epochs=5,
-            compress_epochs=5,
-            compress_steps=400,
-        ),
+        "cola": Task("CoLA", "matthews", max_length=64, **_FEW_ROWS),
+        "mrpc": Task("MRPC", "f1", max_length=128, test_fraction=0.15, **_FEW_ROWS),
+        "stsb": Task("STS-B", "pearson", max_length=128, **_FEW_ROWS),
     }
 )
 """By what GLUE's files begin with."""
