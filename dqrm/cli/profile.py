@@ -69,7 +69,7 @@ def profile(
     Roof is the part of the measured peak that is reached, of the type's arithmetic or of memory,
     whichever takes longer. Bound says what accounts for a quarter of the time or more: compute,
     memory, or overhead (calls of operators); caches where it is faster than memory; or that this
-    is unclear. Rates are measured on the spot: run nothing beside it.
+    is unclear. Peaks are measured on the spot: run nothing beside it.
 
     Layers on integers that share an input are one product: its time is shared out by outputs.
     """
@@ -85,7 +85,7 @@ def profile(
 
     if model.startswith("package:") or (Path(model) / "config.json").is_file():
         module, forward = _transformer(model, batch_size, length)
-        shape = f"{batch_size} sentences of {length} tokens"
+        shape = f"{batch_size} x {length} tokens"
     else:
         module, forward = _recommender(Path(model), data, batch_size)
         shape = f"up to {batch_size} rows"

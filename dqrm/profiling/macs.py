@@ -33,6 +33,11 @@ def _linear(arguments: tuple[Any, ...], result: Any) -> int:
     return int(result.numel()) * int(arguments[0].shape[-1])
 
 
+def _lstm_layer(arguments: tuple[Any, ...], result: Any) -> int:
+    steps, batch, _ = arguments[0].shape
+    return int(steps * batch * (arguments[1].numel() + arguments[2].numel()))
+
+
 def _interaction(arguments: tuple[Any, ...], result: Any) -> int:
     rows, _, dim = arguments[0].shape
     # The dense vector is copied; each of the other values is a product of two vectors.
@@ -47,6 +52,7 @@ _FORMULAS: dict[str, Formula] = {
     "aten._dyn_quant_matmul_4bit": _linear,
     "mkl._mkl_linear": _linear,
     "mkldnn._linear_pointwise": _linear,
+    "aten.mkldnn_rnn_layer": _lstm_layer,
     "onednn.qlinear_pointwise": _linear,
     "quantized.linear_dynamic": _linear,
     "dqrm.dot_interaction": _interaction,

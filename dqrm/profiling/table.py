@@ -8,6 +8,9 @@ from dqrm.text import bytes_text, shortened, table
 
 _NAME_LETTERS, _KIND_LETTERS = 24, 14
 
+_ALONE = 20
+"""Interruptions a second up to which a process has its cores for itself."""
+
 _TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float64": "fp64"}
 
 _COLUMNS = ("module", "kind", "params", "FLOPs", "ms", "time", "self", "roof", "bound")
@@ -36,7 +39,13 @@ def profile_text(profile: Profile, forward: str, depth: int | None, detailed: bo
     row = _detailed_row if detailed else _row
     rows = [row(node, level, tree) for level, node in _walk(tree, 0, depth)]
     shown = table(_ALL_COLUMNS if detailed else _COLUMNS, rows, left=2)
-    return f"{heading}\n\n{shown}\n\n{_times(profile)}\n{_machine(profile.machine)}"
+    text = f"{heading}\n\n{shown}\n\n{_times(profile)}\n{_machine(profile.machine)}"
+    if profile.interruptions > _ALONE:
+        text += (
+            f"\ninterrupted {profile.interruptions:.0f} times a second by other programs: "
+            "times are too long, rates too low"
+        )
+    return text
 
 
 def count_text(count: float) -> str:

@@ -5,6 +5,8 @@ The values of a module include those of the modules in it. A module that is call
 has the sum; a tensor that several modules share counts once in each of them and once above.
 """
 
+import resource
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -66,6 +68,8 @@ class Profile:
     """Of the forward whose times the tree has, from outside."""
     plain_seconds: float
     """Of a forward without clocks in the modules."""
+    interruptions: float
+    """How often a second other programs took a core from this one while times were taken."""
     tree: Node
 
 
@@ -88,16 +92,22 @@ def profile(model: nn.Module, forward: Callable[[], object], repeats: int = 5) -
             counter = Counter(model)
             with counter.attached(), counter:
                 forward()
+            began, before = time.perf_counter(), _interruptions()
             times, plain = time_forwards(model, forward, repeats)
             types = {name for work in counter.works.values() for name in work.flops_by_type}
             # Outside of autocast, which would convert what the peaks are measured with.
             with torch.autocast("cpu", enabled=False):
                 machine = measure(types)
+            interruptions = (_interruptions() - before) / (time.perf_counter() - began)
             tree = _Tree(counter, times, machine).node("", model)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         model.train(training)
-    return Profile(machine, times.wall, plain, tree)
+    return Profile(machine, times.wall, plain, interruptions, tree)
+
+
+def _interruptions() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 class _Tree:

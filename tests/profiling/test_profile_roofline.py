@@ -1,16 +1,19 @@
 """What holds a module, what a machine is measured to do, and how a profile is shown."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 import transformers
 from click.testing import CliRunner
+from torch import nn
 
 from dqrm.cli import cli
 from dqrm.profiling.roofline import Limits, Machine, limits, measure
-from dqrm.profiling.table import count_text
+from dqrm.profiling.table import count_text, profile_text
 from dqrm.profiling.timing import middle
+from dqrm.profiling.tree import profile
 from dqrm.profiling.work import Work
 
 MACHINE = Machine(1, {"float32": 100e9, "int8": 400e9}, bandwidth=10e9, call_seconds=2e-6)
@@ -90,15 +93,25 @@ def run(folder, *options):
 def test_the_table_fits_and_says_what_it_compares_with(folder):
     lines = run(folder).splitlines()
     assert max(len(line) for line in lines) <= 100
-    assert lines[0].startswith("one forward of 1 sentences of 8 tokens, ")
+    assert lines[0].startswith("one forward of 1 x 8 tokens, ")
     assert f"{torch.get_num_threads()} thread" in lines[0]
     (header,) = (line.split() for line in lines if line.startswith("module"))
     assert header == ["module", "kind", "params", "FLOPs", "ms", "time", "self", "roof", "bound"]
-    (model,) = (line.split() for line in lines if line.startswith("model"))
+    (model,) = (line.split() for line in lines if line.startswith("model "))
     assert model[2:4] == ["100.0%", "100.0%"]
-    assert "in no module" in lines[-2]
-    assert "fp32" in lines[-1]
-    assert "GB/s" in lines[-1]
+    (times,) = (line for line in lines if line.endswith("in no module"))
+    assert "ms from outside" in times
+    roof = lines[lines.index(times) + 1]
+    assert "fp32" in roof
+    assert "GB/s" in roof
+
+
+@pytest.mark.parametrize(("rate", "told"), [(0.5, False), (300.0, True)])
+def test_a_machine_that_others_use_is_named(rate, told):
+    leaf = nn.Linear(4, 2)
+    result = profile(leaf, lambda: leaf(torch.ones(3, 4)), repeats=1)
+    text = profile_text(replace(result, interruptions=rate), "3 rows", None, False)
+    assert ("interrupted 300 times a second" in text) is told
 
 
 def test_all_columns_and_everything_as_json(folder):
@@ -106,7 +119,14 @@ def test_all_columns_and_everything_as_json(folder):
     for column in ("MACs", "non-zero", "moved", "FLOP/B", "self ms", "GFLOP/s", "calls"):
         assert column in detailed
     everything = json.loads(run(folder, "--json"))
-    assert set(everything) == {"forward", "machine", "wall_seconds", "plain_seconds", "tree"}
+    assert set(everything) == {
+        "forward",
+        "machine",
+        "wall_seconds",
+        "plain_seconds",
+        "interruptions",
+        "tree",
+    }
     assert set(everything["machine"]["peak_flops"]) == {"float32"}
     tree = everything["tree"]
     least = max(

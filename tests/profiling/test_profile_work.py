@@ -94,6 +94,34 @@ def test_attention_has_a_softmax_and_never_writes_the_scores():
     assert work.moved_bytes == 4 * (4 * batch * heads * tokens * dim + batch * heads * tokens)
 
 
+@pytest.mark.parametrize(("cell", "gates"), [(nn.GRU, 3), (nn.LSTM, 4)])
+def test_recurrent_layers(cell, gates):
+    layer = cell(8, 16)
+    work = work_of(lambda: layer(torch.randn(5, 3, 8)))
+    assert work.macs == 5 * 3 * gates * 16 * (8 + 16)
+
+
+def test_a_convolution():
+    layer = nn.Conv2d(3, 8, 3, padding=1)
+    image = torch.randn(2, 3, 10, 10)
+    work = work_of(lambda: layer(image))
+    assert work.macs == 2 * 100 * 8 * 27
+    assert work.moved_bytes == 4 * (2 * 3 * 100 + 8 * 27 + 8 + 2 * 8 * 100)
+
+
+def test_autocast_reads_fp32_weights_and_multiplies_in_bf16():
+    layer, x = nn.Linear(16, 8, bias=False), torch.randn(5, 16)
+
+    def call():
+        with torch.autocast("cpu", torch.bfloat16):
+            return layer(x)
+
+    work = work_of(call)
+    values = 5 * 16 + 16 * 8
+    assert work.flops_by_type == {"bfloat16": 2 * 5 * 16 * 8}
+    assert work.moved_bytes == (4 + 2) * values + 2 * values + 2 * 5 * 8
+
+
 def test_of_a_table_each_different_row_is_read_once():
     table, ids = nn.Embedding(50, 8), torch.tensor([[3, 3, 7], [7, 9, 3]])
     bag = nn.EmbeddingBag(50, 8, mode="sum")
