@@ -35,6 +35,19 @@ def distillation(teacher, layers, *, weights=ALL, label_weight=0.0):
     )
 
 
+def test_plain_attention_computes_what_the_fused_one_does(classifier, batch):
+    fused = copy.deepcopy(classifier)
+    fused.set_attn_implementation("sdpa")
+    use_plain_attention(classifier)
+    labels = torch.tensor([0, 1, 1])
+    task = TaskLoss(regression=False, bf16=False)
+    for model in (classifier, fused):
+        model.eval()
+        torch.autograd.backward(task(model, batch, labels))
+    for (name, plain), other in zip(classifier.named_parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(plain.grad, other.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_a_student_that_is_the_teacher_has_no_loss(classifier, batch):
     teacher = copy.deepcopy(classifier)
     for model in (classifier, teacher):
