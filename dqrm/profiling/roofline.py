@@ -7,6 +7,7 @@ the time it takes; otherwise nothing measured here does.
 """
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ from dqrm.compress.lower.engines import OnednnLinear
 from dqrm.kernels.int8 import CodeLayer, CodeStack
 from dqrm.profiling.work import Work
 
-_SIDE = 512
-"""Of the matrices that are multiplied: a product takes 1 to 3 ms, so that even on a core that is
-shared some of them are not interrupted."""
+_SIDE = 384
+"""Of the matrices that one thread multiplies: enough for the peak (256 to 768 are within 10 % of
+each other in fp32, bf16 and int8, Zen 4), and 1 ms, so that on a core that others use as well some
+products are not interrupted."""
 
 _STREAM_BYTES = 256 << 20
 """Several times the last level of caches; read in pieces, for the same reason."""
@@ -95,14 +97,16 @@ def measure(types: Iterable[str]) -> Machine:
 
 
 def _peak(name: str) -> float:
-    flops = 2 * _SIDE**3
+    # As much for each thread, however many they are.
+    side = 64 * round(_SIDE / 64 * math.cbrt(torch.get_num_threads()))
+    flops = 2 * side**3
     if name == "int8":
-        codes = torch.randint(-127, 128, (_SIDE, _SIDE), dtype=torch.int8)
-        layer = CodeLayer(codes, torch.ones(_SIDE), torch.zeros(_SIDE))
-        x = torch.randn(_SIDE, _SIDE)
+        codes = torch.randint(-127, 128, (side, side), dtype=torch.int8)
+        layer = CodeLayer(codes, torch.ones(side), torch.zeros(side))
+        x = torch.randn(side, side)
         own, onednn = CodeStack([layer]), OnednnLinear(layer)
         return flops / min(_fastest(lambda: own.forward(x)), _fastest(lambda: onednn.forward(x)))
-    matrix = torch.randn(_SIDE, _SIDE).to(getattr(torch, name))
+    matrix = torch.randn(side, side).to(getattr(torch, name))
     return flops / _fastest(lambda: matrix @ matrix)
 
 
@@ -130,7 +134,7 @@ _OPERATORS_OF_LINEAR = 2
 """The transpose of the weight and the product."""
 
 
-def _fastest(run: Callable[[], object], seconds: float = 0.1) -> float:
+def _fastest(run: Callable[[], object], seconds: float = 0.15) -> float:
     """The shortest of the times that fit into ``seconds``, at least three."""
     run()
     spent: list[float] = []
