@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,9 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from command_line import clean_environment, run_dqrm
 
-from dqrm.cli import cli
 from dqrm.config import RunConfig
 from dqrm.configuration import load
 
@@ -21,17 +19,9 @@ TRIALS = 7
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch, tmp_path):
-    for name in list(os.environ):
-        if name.startswith("MLFLOW_") or name == "RANK":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+def a_clean_environment(monkeypatch, tmp_path):
+    clean_environment(monkeypatch, tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.chdir(tmp_path)
-
-
-def dqrm(*arguments):
-    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
 
 
 def search(data, *more):
@@ -70,7 +60,7 @@ def killed_when(condition, *arguments):
 
 @pytest.mark.slow
 def test_a_sweep_killed_twice_is_the_sweep_that_was_not(clicks_data):
-    done = dqrm(*search(clicks_data, "--name", "whole", "tracking.enabled=false"))
+    done = run_dqrm(*search(clicks_data, "--name", "whole", "tracking.enabled=false"))
     assert done.exit_code == 0, done.output
     whole = trials("whole")
     assert [row["trial"] for row in whole] == [str(n) for n in range(TRIALS)]
@@ -86,10 +76,10 @@ def test_a_sweep_killed_twice_is_the_sweep_that_was_not(clicks_data):
     assert not list(folder.glob("cut-001/checkpoints/step-*"))
     resume = ("sweep", "--resume", "sweeps/cut")
     killed_when(lambda: list(folder.glob("cut-004/checkpoints/step-*")), *resume)
-    refused = dqrm(*resume, "quant.bits=4")
+    refused = run_dqrm(*resume, "quant.bits=4")
     assert refused.exit_code == 2
     assert "of the sweep that goes on" in refused.output
-    done = dqrm(*resume)
+    done = run_dqrm(*resume)
     assert done.exit_code == 0, done.output
     assert trials("cut") == whole
 
@@ -130,32 +120,33 @@ def test_a_sweep_killed_twice_is_the_sweep_that_was_not(clicks_data):
 
     # More trials; those there are stay as they are.
     more = ("sweep", "--resume", "sweeps/whole", "--trials", TRIALS + 1)
-    done = dqrm(*more, "--timeout", "1h")
+    done = run_dqrm(*more, "--timeout", "1h")
     assert done.exit_code == 0, done.output
     assert trials("whole")[:TRIALS] == whole
     assert len(trials("whole")) == TRIALS + 1
 
 
 def test_faults_and_the_dry_run_leave_nothing(clicks_data, monkeypatch):
-    fault = dqrm(*search(clicks_data, "optim.momentum=0..1"))
+    fault = run_dqrm(*search(clicks_data, "optim.momentum=0..1"))
     assert fault.exit_code == 2
     assert "optim.momentum: unknown key" in fault.output
-    shown = dqrm(*search(clicks_data, "--dry-run"))
+    shown = run_dqrm(*search(clicks_data, "--dry-run"))
     assert shown.exit_code == 0, shown.output
     assert f"{TRIALS} trials over" in shown.output
     assert "log:1e-3..1" in shown.output
     assert not Path("sweeps").exists()
-    assert "no sweep" in dqrm("sweep", "--resume", "nowhere").output
+    assert "no sweep" in run_dqrm("sweep", "--resume", "nowhere").output
     torchrun = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
     for name, value in torchrun.items():
         monkeypatch.setenv(name, value)
-    assert "start the sweep without torchrun" in dqrm(*search(clicks_data)).output
+    assert "start the sweep without torchrun" in run_dqrm(*search(clicks_data)).output
 
 
 def test_trials_that_fail_are_told(clicks_data):
     diverging = ("optim.lr=1e30..1e35", "optim.name=sgd", "tracking.enabled=false")
     small = ("train.epochs=1", "train.threads=1", "model.embedding_dim=4", "quant.bits=32")
-    done = dqrm("sweep", "-n", "bad", "--trials", 2, f"data.path={clicks_data}", *small, *diverging)
+    bad = ("sweep", "-n", "bad", "--trials", 2, f"data.path={clicks_data}")
+    done = run_dqrm(*bad, *small, *diverging)
     assert done.exit_code == 1
     assert "none of 2 trials trained to its end" in done.output
     assert [row["outcome"] for row in trials("bad")] == ["failed"] * 2

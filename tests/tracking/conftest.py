@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from command_line import clean_environment
 
 from dqrm.tracking.config import TrackingConfig
 from dqrm.tracking.quiet import import_mlflow
@@ -22,13 +23,9 @@ START_SECONDS = 120
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def a_clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An empty current folder and none of the variables that steer MLflow or torchrun."""
-    for name in list(os.environ):
-        if name.startswith("MLFLOW_") or name == "RANK":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
-    monkeypatch.chdir(tmp_path)
+    clean_environment(monkeypatch, tmp_path)
 
 
 @pytest.fixture(scope="session")
