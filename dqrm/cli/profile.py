@@ -68,8 +68,8 @@ def profile(
 
     Roof is the part of the measured peak that is reached, of the type's arithmetic or of memory,
     whichever takes longer. Bound says what accounts for a quarter of the time or more: compute,
-    memory, or overhead (calls of operators); caches where it is faster than memory; or that this
-    is unclear. Peaks are measured on the spot: run nothing beside it.
+    memory, or overhead (calls of modules and operators); caches where it is faster than memory;
+    or that this is unclear. Peaks are measured on the spot: run nothing beside it.
 
     Layers on integers that share an input are one product: its time is shared out by outputs.
     """

@@ -37,7 +37,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             work = Work()
         else:
             work = _work(func, args, options, result)
-        work.operators = 1
+        work.overhead_calls = 1
         self._add(self._running, work)
         return result
 
@@ -60,6 +60,7 @@ class Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _begin(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._running.append(module)
         self.calls[module] = self.calls.get(module, 0) + 1
+        self._add(self._running, Work(overhead_calls=1))
         if has_formula(module):
             for layer, work in formula_works(module, inputs):
                 inner = [] if layer is module else [layer]

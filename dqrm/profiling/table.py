@@ -114,7 +114,7 @@ def _machine(machine: Machine) -> str:
     )
     return (
         f"roof, measured now: {peaks + '; ' if peaks else ''}memory {1e-9 * machine.bandwidth:.1f} "
-        f"GB/s; an operator's call {1e6 * machine.call_seconds:.1f} us"
+        f"GB/s; a call {1e6 * machine.call_seconds:.1f} us"
     )
 
 

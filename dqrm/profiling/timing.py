@@ -33,10 +33,9 @@ def time_forwards(
 ) -> tuple[Times, float]:
     """Return the times of modules, and of a forward without clocks in them.
 
-    Each is the mean over the middle half of ``repeats`` forwards, by their wall time; one more
-    goes before.
+    Each is the mean over the middle half of ``repeats`` forwards, by their wall time. One should
+    have gone before.
     """
-    forward()
     plain = sorted(_seconds(forward) for _ in range(repeats))
     rounds: list[Times] = []
     for _ in range(repeats):

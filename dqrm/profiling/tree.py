@@ -44,8 +44,8 @@ class Node:
     """That its operators read and write, each tensor once a call and each row of a table once."""
     intensity: float | None
     """FLOPs for each of them; None where nothing is moved."""
-    operators: int
-    """Calls of torch's operators."""
+    overhead_calls: int
+    """Calls of modules and of torch's operators, views among them."""
     seconds: float | None
     """Of a forward; None for a module that its parent runs without calling it."""
     own_seconds: float | None
@@ -89,6 +89,8 @@ def profile(model: nn.Module, forward: Callable[[], object], repeats: int = 5) -
     try:
         # Not inference_mode: operators made of others are then not taken apart.
         with torch.no_grad():
+            # The first one makes what later ones reuse.
+            forward()
             counter = Counter(model)
             with counter.attached(), counter:
                 forward()
@@ -154,7 +156,7 @@ class _Tree:
             flops_by_type=work.flops_by_type,
             moved_bytes=work.moved_bytes,
             intensity=work.flops / work.moved_bytes if work.moved_bytes else None,
-            operators=work.operators,
+            overhead_calls=work.overhead_calls,
             seconds=seconds,
             own_seconds=own,
             gflops=1e-9 * work.flops / seconds if seconds else None,
@@ -169,6 +171,6 @@ def _work(node: Node) -> Work:
         macs=node.macs,
         elementwise=node.flops - 2 * node.macs,
         moved_bytes=node.moved_bytes,
-        operators=node.operators,
+        overhead_calls=node.overhead_calls,
         flops_by_type=node.flops_by_type,
     )

@@ -16,8 +16,8 @@ class Work:
     """FLOPs of all else."""
     moved_bytes: int = 0
     """What operators read and write if nothing stays in caches between them."""
-    operators: int = 0
-    """Calls of torch's operators, views among them."""
+    overhead_calls: int = 0
+    """Calls of modules and of torch's operators, views among them."""
     flops_by_type: dict[str, int] = field(default_factory=dict)
     """Of both kinds, by the type of the values: float32, bfloat16, int8."""
 
@@ -31,7 +31,7 @@ class Work:
         self.macs += other.macs
         self.elementwise += other.elementwise
         self.moved_bytes += other.moved_bytes
-        self.operators += other.operators
+        self.overhead_calls += other.overhead_calls
         for name, flops in other.flops_by_type.items():
             self.flops_by_type[name] = self.flops_by_type.get(name, 0) + flops
 

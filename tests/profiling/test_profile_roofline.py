@@ -23,7 +23,7 @@ def test_each_type_has_its_own_peak():
     work = Work(
         macs=10**9,
         moved_bytes=10**7,
-        operators=50,
+        overhead_calls=50,
         flops_by_type={"float32": 10**9, "int8": 10**9},
     )
     least = limits(work, MACHINE)

@@ -213,3 +213,13 @@ def test_own_times_make_the_time_of_the_model(monkeypatch, repeats):
     assert lists.flops_by_type == {"float32": 2 * 3 * 8 * 8 + 3 * 8}
     assert tree.flops == 3 * 2 * 3 * 8 * 8 + 2 * 3 * 8
     assert tree.intensity == tree.flops / tree.moved_bytes
+
+
+def test_calls_are_those_of_a_forward_that_prepares_nothing(monkeypatch):
+    mlp = PackedMlp(packed(8, 16), nn.Linear(16, 6), nn.ReLU())
+    x = torch.randn(10, 8)
+    first = profiled(mlp, lambda: mlp(x), monkeypatch).tree
+    again = profiled(mlp, lambda: mlp(x), monkeypatch).tree
+    assert first.overhead_calls == again.overhead_calls
+    # Of the layer: itself, the transpose of its weight, the product; then ReLU and its operator.
+    assert [child.overhead_calls for child in first.children] == [0, 3, 2]
