@@ -131,8 +131,8 @@ def _call_seconds() -> float:
 
 _CALLS = 200
 _OPERATORS_OF_LINEAR = 2
-"""The transpose of the weight and the product: 0.8 us each, Zen 4. A view takes as long; modules and
-most operators take two to three times that, so that what follows is a least time."""
+"""The transpose of the weight and the product: 0.8 us each, Zen 4. A view takes as long; modules
+and most operators take two to three times that, so that what follows is a least time."""
 
 
 def _fastest(run: Callable[[], object], seconds: float = 0.15) -> float:
