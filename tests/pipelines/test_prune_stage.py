@@ -91,14 +91,14 @@ def test_masked_equals_removed(model, rows):
 def test_costs_are_those_that_the_profiler_counts(model):
     tokens = 11
     inputs = {"input_ids": torch.full((3, tokens), 7)}
-    whole = profile(model, lambda: model(**inputs), 1).macs
+    whole = profile(model, lambda: model(**inputs), 1).tree.macs
     costs = UnitCosts.of(model, [tokens] * 3)
     before = costs.total(model)
     masks = UnitMasks(model)
     kept = some_units(1)
     masks.keep(kept)
     masks.cut()
-    removed = whole - profile(model, lambda: model(**inputs), 1).macs
+    removed = whole - profile(model, lambda: model(**inputs), 1).tree.macs
     assert removed == 3 * (before - costs.total(model))
     # Sentences of several lengths cost what each of them does.
     mixed = UnitCosts.of(model, [4, 20])
