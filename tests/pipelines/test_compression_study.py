@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dqrm.cli.bench.transformers import comparison_table
 from dqrm.pipelines.config import find_pipeline, load_pipeline
 from dqrm.pipelines.study import merge
 from dqrm.pipelines.study.merge import StudySettings, merged_pipeline, recipe_names
@@ -116,6 +117,9 @@ def test_the_table_pairs_seeds():
     assert arm.to_baseline["sst2"].deviation == pytest.approx(statistics.stdev([-1.0, 0.0]))
     assert arm.times_smaller == 4.0
     assert arm.times_faster == {"fp32": pytest.approx(3.0), "bf16": pytest.approx(1.5)}
+    # Three seeds of its own, two of the baseline's.
+    shown = comparison_table([base, arm], ("sst2",)).splitlines()[2]
+    assert "77.00 +- 23.43 (3)  -0.50 +- 0.71  " in shown
     assert rows([result("x", "sst2", 0, 0.9)], ("sst2",)) == []
 
 

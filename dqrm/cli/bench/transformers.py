@@ -106,9 +106,9 @@ def transformers(
     training file; GLUE's dev file is measured once, as test (MRPC, here without one, sets training
     rows apart). The figures of an arm are those of its packed model: quality on the test rows as
     mean and standard deviation over seeds, in hundredths, and the difference to B with the same
-    seed; bytes of the encoder on the disk; minutes of its stage; and how many times faster a
-    sentence of 64 tokens is than with B on one thread. Every arm is kept in FP32 and packed, for
-    each task and seed.
+    seed, both with the number of seeds in brackets where B has more or fewer; bytes of the encoder
+    on the disk; minutes of its stage; and how many times faster a sentence of 64 tokens is than
+    with B on one thread. Every arm is kept in FP32 and packed, for each task and seed.
     """
     from dqrm.pipelines.study.merge import StudySettings, recipe_names
     from dqrm.pipelines.study.tasks import TASKS
@@ -194,22 +194,24 @@ def _tell(
 
         plots.mkdir(parents=True, exist_ok=True)
         plot_quality(compared, settings.tasks, plots / "quality.png")
-    click.echo(_table(compared, settings.tasks))
+    click.echo(comparison_table(compared, settings.tasks))
 
 
-def _table(compared: "list[Row]", tasks: Sequence[str]) -> str:
+def comparison_table(compared: "list[Row]", tasks: Sequence[str]) -> str:
+    """Return a line for the baseline, which comes first, and for each arm, as it is printed."""
     from dqrm.pipelines.study.tasks import TASKS
 
     header = [""]
     for task in tasks:
         header += [f"{TASKS[task].title} {TASKS[task].metric}", "to B"]
     header += ["encoder", "smaller", "minutes", "x FP32", "x bf16"]
+    most = {task: spread.seeds for row in compared[:1] for task, spread in row.quality.items()}
     lines = []
     for row in compared:
         line = [row.arm]
         for task in tasks:
-            line.append(_spread_text(row.quality.get(task), ""))
-            line.append(_spread_text(row.to_baseline.get(task), "+"))
+            line.append(_spread_text(row.quality.get(task), "", most.get(task, 0)))
+            line.append(_spread_text(row.to_baseline.get(task), "+", most.get(task, 0)))
         line += [bytes_text(row.encoder_bytes), f"{row.times_smaller:.1f}", f"{row.minutes:.1f}"]
         times = row.times_faster
         line += [f"{times[name]:.2f}" if name in times else "-" for name in ("fp32", "bf16")]
@@ -217,8 +219,11 @@ def _table(compared: "list[Row]", tasks: Sequence[str]) -> str:
     return table(header, lines)
 
 
-def _spread_text(spread: "Spread | None", sign: str) -> str:
+def _spread_text(spread: "Spread | None", sign: str, most: int) -> str:
+    """The mean, its deviation, and in brackets how many seeds there are if not ``most``."""
     if spread is None:
         return "-"
-    mean = f"{spread.mean:{sign}.2f}"
-    return mean if spread.deviation is None else f"{mean} +- {spread.deviation:.2f}"
+    text = f"{spread.mean:{sign}.2f}"
+    if spread.deviation is not None:
+        text += f" +- {spread.deviation:.2f}"
+    return text if spread.seeds == most else f"{text} ({spread.seeds})"
