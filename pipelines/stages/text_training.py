@@ -149,7 +149,8 @@ class TextTrainingStage(TextModelStage):
             teacher = make_random(teacher)
         elif self.teacher is not None:
             return None
-        training = self._prepared(model, teacher, labels, recipe, {})
+        self._choose_attention(recipe, model, teacher)
+        training = self.prepare(model, teacher, labels, recipe, {})
         examples = train.take(sample_rows(len(train), recipe))
         text = EncodedText(load_tokenizer(origin), examples, self.max_length)
         sample = LabelledText(text, labels.encode(examples.labels, str(self.data.train)))
@@ -191,7 +192,8 @@ class TextTrainingStage(TextModelStage):
 
         recipe = self.recipe(self._selection(labels))
         teacher = self.load_teacher(labels, context)
-        training = self._prepared(model, teacher, labels, recipe, context.inputs)
+        self._choose_attention(recipe, model, teacher)
+        training = self.prepare(model, teacher, labels, recipe, context.inputs)
         tuner = FineTuner(
             model,
             encoded(train, self.data.train),
@@ -230,22 +232,14 @@ class TextTrainingStage(TextModelStage):
         save_classifier(model, tokenizer, output)
         return metrics | self.complete(model, output)
 
-    def _prepared(
-        self,
-        model: Any,
-        teacher: Any,
-        labels: "Labels",
-        recipe: "Recipe",
-        inputs: Mapping[str, Path],
-    ) -> "Training":
-        """As :meth:`prepare`, with the attention that trains faster."""
+    def _choose_attention(self, recipe: "Recipe", model: Any, teacher: Any) -> None:
+        """Take the attention that trains faster; the teacher may be None."""
         from dqrm.pipelines.text.attention import LONGEST_PLAIN, use_plain_attention
 
         if recipe.bf16 and self.max_length <= LONGEST_PLAIN:
             use_plain_attention(model)
             if teacher is not None:
                 use_plain_attention(teacher)
-        return self.prepare(model, teacher, labels, recipe, inputs)
 
     @abstractmethod
     def prepare(
