@@ -24,17 +24,22 @@ class _GlooPending:
     Args:
         work: of Gloo.
         then: run once, after the operation and before its end is told.
+        ended: called once, when the operation is known to have ended.
     """
 
-    def __init__(self, work: Work, then: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self, work: Work, then: Callable[[], object] | None, ended: Callable[[], None]
+    ) -> None:
         self._work = work
         self._then = then
+        self._ended: Callable[[], None] | None = ended
         self._lock = threading.Lock()
         self._told = False
         self._error: RuntimeError | None = None
 
     def wait(self, seconds: float | None) -> bool:
         if self._error is not None:
+            self._tell_end()
             raise self._error
         if not self._told:
             try:
@@ -42,6 +47,7 @@ class _GlooPending:
             except RuntimeError:
                 if seconds is not None and not self._work.is_completed():
                     return False
+                self._tell_end()
                 raise
         self._finish()
         return True
@@ -69,6 +75,13 @@ class _GlooPending:
             then, self._then = self._then, None
             if then is not None:
                 then()
+        self._tell_end()
+
+    def _tell_end(self) -> None:
+        with self._lock:
+            ended, self._ended = self._ended, None
+        if ended is not None:
+            ended()
 
 
 class GlooTransport:
@@ -88,6 +101,8 @@ class GlooTransport:
         self._size = size
         # The type stubs know nothing of its operations.
         self._group: Any = ProcessGroupGloo(store, rank, size, timedelta(seconds=timeout))
+        self._under_way = 0
+        self._lock = threading.Lock()
 
     def reduces(self, tensor: Tensor, op: Op) -> bool:
         """See `Transport.reduces`."""
@@ -97,14 +112,14 @@ class GlooTransport:
         """See `Transport.all_reduce`."""
         options = distributed.AllreduceOptions()
         options.reduceOp = torch_op(op)
-        return _GlooPending(self._group.allreduce([tensor], options))
+        return self._begun(self._group.allreduce([tensor], options))
 
     def reduce(self, tensor: Tensor, op: Op, root: int) -> _GlooPending:
         """See `Transport.reduce`."""
         options = distributed.ReduceOptions()
         options.reduceOp = torch_op(op)
         options.rootRank = root
-        return _GlooPending(self._group.reduce([tensor], options))
+        return self._begun(self._group.reduce([tensor], options))
 
     def reduce_scatter(self, output: Tensor, source: Tensor, op: Op) -> _GlooPending:
         """See `Transport.reduce_scatter`."""
@@ -114,20 +129,20 @@ class GlooTransport:
         options = distributed.AllreduceOptions()
         options.reduceOp = torch_op(op)
         work = self._group.allreduce([whole], options)
-        return _GlooPending(work, lambda: output.copy_(part))
+        return self._begun(work, lambda: output.copy_(part))
 
     def broadcast(self, data: Tensor, root: int) -> _GlooPending:
         """See `Transport.broadcast`."""
         options = distributed.BroadcastOptions()
         options.rootRank = root
         options.rootTensor = 0
-        return _GlooPending(self._group.broadcast([data], options))
+        return self._begun(self._group.broadcast([data], options))
 
     def all_gather(self, output: Tensor, source: Tensor, splits: Sequence[int]) -> _GlooPending:
         """See `Transport.all_gather`."""
         widest = max(splits)
         if min(splits) == widest:
-            return _GlooPending(self._group._allgather_base(output, source))
+            return self._begun(self._group._allgather_base(output, source))
         # Gloo gathers equal parts only: send every part as wide as the widest.
         padded = torch.empty(widest, dtype=torch.uint8)
         padded[: source.numel()] = source
@@ -137,7 +152,7 @@ class GlooTransport:
             parts = gathered.view(self._size, widest)
             torch.cat([part[:width] for part, width in zip(parts, splits, strict=True)], out=output)
 
-        return _GlooPending(self._group._allgather_base(gathered, padded), unpad)
+        return self._begun(self._group._allgather_base(gathered, padded), unpad)
 
     def all_to_all(
         self,
@@ -148,18 +163,35 @@ class GlooTransport:
     ) -> _GlooPending:
         """See `Transport.all_to_all`."""
         splits = list(output_splits), list(source_splits)
-        return _GlooPending(self._group.alltoall_base(output, source, *splits))
+        return self._begun(self._group.alltoall_base(output, source, *splits))
 
     def send(self, data: Tensor, peer: int, tag: int) -> _GlooPending:
         """See `Transport.send`."""
-        return _GlooPending(self._group.send([data], peer, tag))
+        return self._begun(self._group.send([data], peer, tag))
 
     def receive(self, data: Tensor, peer: int, tag: int) -> _GlooPending:
         """See `Transport.receive`."""
-        return _GlooPending(self._group.recv([data], peer, tag))
+        return self._begun(self._group.recv([data], peer, tag))
 
     def abort(self, reason: str) -> None:
         """Gloo cannot be told; its operations fail by themselves, at the latest in time."""
 
     def close(self) -> None:
-        """Gloo closes its connections when it is forgotten."""
+        """Close the connections and end Gloo's threads, unless an operation may never end.
+
+        A thread of Gloo that still wants the interpreter, to call back or to drop a tensor, aborts
+        the process if the interpreter is gone by then.
+        """
+        with self._lock:
+            idle = self._under_way == 0
+        if idle:
+            self._group = None
+
+    def _begun(self, work: Work, then: Callable[[], object] | None = None) -> _GlooPending:
+        with self._lock:
+            self._under_way += 1
+        return _GlooPending(work, then, self._one_ended)
+
+    def _one_ended(self) -> None:
+        with self._lock:
+            self._under_way -= 1

@@ -162,7 +162,9 @@ def why_failed(trial: Trial) -> str:
     lines = (trial.folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
     said = [line.strip() for line in lines if line.strip()]
     errors = [line for line in said if line.startswith("Error: ")]
-    return (errors or said or ["it said nothing"])[-1].removeprefix("Error: ")
+    # The launcher of several processes only adds which of them it was.
+    own = [line for line in said if "torch/distributed/elastic" not in line]
+    return (errors or own or said or ["it said nothing"])[-1].removeprefix("Error: ")
 
 
 def _command(trial: Trial, file: str) -> list[str]:

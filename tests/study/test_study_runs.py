@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import small_study
@@ -201,3 +202,21 @@ def test_what_cannot_be_studied_is_refused(clicks_data, tmp_path):
         ({"tracking": {"enabled": True}}, True),
     ):
         assert (plan(change).trials[0].name == one.name) is same
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        ("Error: no such file\nmore\n", "no such file"),
+        (
+            "step 3\nterminate called\nE1121 torch/distributed/elastic/multiprocessing/api.py:1]"
+            " failed (exitcode: -6) local_rank: 1\n",
+            "terminate called",
+        ),
+        ("", "it said nothing"),
+    ],
+)
+def test_the_reason_of_a_failed_trial_is_its_own(said, reason, tmp_path):
+    trial = SimpleNamespace(folder=tmp_path)
+    (tmp_path / "log.txt").write_text(said)
+    assert running.why_failed(trial) == reason
