@@ -1,6 +1,6 @@
 """``stage: report``: the models of a pipeline side by side.
 
-Its output holds ``report.txt``, the table for people, and ``report.json``, the same for programs.
+Its output holds ``report.txt``, tables for people, and ``report.json``, the same for programs.
 Bytes are counted on the disk, not computed. An encoder is a transformer's layers: what is left of
 it without embeddings, pooler and head. Latency is that of ``stage: lower``.
 """
@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from dqrm.pipelines.digests import folder_files
 from dqrm.pipelines.stage import MODEL_FOLDER, Stage, StageContext
+from dqrm.text import bytes_text, table
 
 _QUALITY = ("best/", "test/")
 _NO_COLUMN = ("best/step",)
@@ -41,7 +42,7 @@ class ReportStage(Stage):
         return tuple(earlier)
 
     def run(self, context: StageContext) -> dict[str, float]:
-        """Write the table."""
+        """Write the tables."""
         rows = [
             _row(name, folder / MODEL_FOLDER, context.metrics[name])
             for name, folder in context.inputs.items()
@@ -65,47 +66,66 @@ class ReportStage(Stage):
 
 
 def report_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a Markdown table; what a model lacks is left empty."""
-    measured = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
-    timed = list(dict.fromkeys(name for row in rows for name in row["latency"]))
-    encoders = any("encoder_times_smaller" in row for row in rows)
-    header = ["stage", *measured, "parameters", "weights, bytes", "all files, bytes", "smaller"]
-    header += ["encoder, bytes", "smaller"] if encoders else []
-    header += timed
-    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    """Tables of quality, sizes and latency, a line a model; without what no model has."""
+    tables = [_quality_table(rows), _size_table(rows), _latency_table(rows)]
+    return "\n\n".join(part for part in tables if part) + "\n"
+
+
+def _quality_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
+    if not names:
+        return ""
+    header = ["stage", *(name.removeprefix("best/").replace("/", " ") for name in names)]
+    lines = []
     for row in rows:
-        values = [row["metrics"].get(name) for name in measured]
+        values = [row["metrics"].get(name) for name in names]
+        lines.append([row["stage"], *("-" if v is None else f"{v:.4f}" for v in values)])
+    return table([heading.replace("_", " ") for heading in header], lines)
+
+
+def _size_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    header = ["stage", "parameters", "all files", "weights", "smaller"]
+    encoders = any("encoder_times_smaller" in row for row in rows)
+    header += ["encoder", "smaller"] if encoders else []
+    lines = []
+    for row in rows:
         parameters = row["parameters"]
         line = [
             row["stage"],
-            *("" if value is None else f"{value:.4f}" for value in values),
-            "" if parameters is None else f"{parameters:,}",
-            f"{row['weight_bytes']:,}",
-            f"{row['bytes']:,}",
+            "-" if parameters is None else f"{parameters:,}",
+            bytes_text(row["bytes"]),
+            bytes_text(row["weight_bytes"]),
             f"{row['times_smaller']:.2f} x",
         ]
         if "encoder_times_smaller" in row:
-            line += [f"{row['encoder_bytes']:,}", f"{row['encoder_times_smaller']:.2f} x"]
+            line += [bytes_text(row["encoder_bytes"]), f"{row['encoder_times_smaller']:.2f} x"]
         elif encoders:
-            line += ["", ""]
-        lines.append(line + [_latency_text(row["latency"].get(name)) for name in timed])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "".join(
-        "| "
-        + " | ".join(
-            f"{cell:<{width}}" if column == 0 else f"{cell:>{width}}"
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        + " |\n"
-        for line in lines
-    )
+            line += ["-", "-"]
+        lines.append(line)
+    return table(header, lines)
 
 
-def _latency_text(times: Mapping[str, float] | None) -> str:
-    if times is None:
+def _latency_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    timed = [row for row in rows if row["latency"]]
+    if not timed:
         return ""
-    others = (f"{times[name]:.2f} {name.replace('_', ' ')}" for name in times if name != "lowered")
-    return f"{times['lowered']:.2f} ms ({', '.join(others)})"
+    shapes = list(dict.fromkeys(shape for row in timed for shape in row["latency"]))
+    rivals = list(
+        dict.fromkeys(name for row in timed for times in row["latency"].values() for name in times)
+    )
+    rivals.remove("lowered")
+    lines = []
+    for row in timed:
+        for shape in shapes:
+            times = row["latency"].get(shape)
+            if times is not None:
+                faster = [
+                    f"{times[name] / times['lowered']:.2f} x" if name in times else "-"
+                    for name in rivals
+                ]
+                lines.append([row["stage"], shape, f"{times['lowered']:.2f} ms", *faster])
+    faster_than = [f"faster than {name.replace('_', ' ')}" for name in rivals]
+    return table(["stage", "batch", "latency", *faster_than], lines, left=2)
 
 
 def _latencies(metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:

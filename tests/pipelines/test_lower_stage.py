@@ -1,6 +1,7 @@
 """The lower stage: what it writes, what it measures, what it refuses, and the report's columns."""
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def file(tiny_bert, sentence_files):
 
 
 def test_packs_reads_back_and_measures(file):
+    threads = torch.get_num_threads()
     result = run_pipeline(load_pipeline(file()))
     finetune, compress, lower, report = result.stages
     folder = lower.folder / "model"
@@ -87,16 +89,21 @@ def test_packs_reads_back_and_measures(file):
     assert row["encoder_bytes"] == encoder
     assert row["encoder_times_smaller"] == dense_bytes / encoder
     assert row["latency"]["1x16, 1 thread"].keys() == {"lowered", "fp32", "bf16"}
-    text = (report.folder / "report.txt").read_text()
-    assert "encoder, bytes" in text
-    assert " ms (" in text
+    quality, sizes, speed = (report.folder / "report.txt").read_text().split("\n\n")
+    assert quality.splitlines()[-1].startswith("lower ")
+    assert f"{row['encoder_times_smaller']:.2f} x" in sizes.splitlines()[-1]
+    first = metrics["latency/1x16/1_thread/lowered_ms"]
+    times = [metrics[f"latency/1x16/1_thread/times_{name}"] for name in ("fp32", "bf16")]
+    assert speed.splitlines()[0].split("  ")[-2:] == ["faster than fp32", "faster than bf16"]
+    found = re.search(r"lower +1x16, 1 thread +(.+) ms +(.+) x +(.+) x", speed)
+    assert list(found.groups()) == [f"{value:.2f}" for value in (first, *times)]
 
     plain = run_pipeline(load_pipeline(file(), ["stages.lower.shrink=false"])).stages[2]
     sizes = plain.record.metrics
     assert sizes["size/encoder_bytes"] >= metrics["size/encoder_bytes"]
     assert sizes["size/lowered_bytes"] == sizes["size/packed_bytes"], "as it was accounted for"
     assert sizes["test/accuracy"] == metrics["test/accuracy"]
-    assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == threads
 
 
 def test_targets_and_signals(file, monkeypatch):
