@@ -64,16 +64,16 @@ def test_recipes_of_a_task_share_one_model_to_begin_with(glue):
 
 
 def test_shorter_training_has_shorter_schedules(glue):
-    short, _ = merged_pipeline(study(data=glue, max_steps=80), "mrpc", 0)
+    short, _ = merged_pipeline(study(data=glue, max_steps=100), "mrpc", 0)
     whole, _ = merged_pipeline(study(data=glue), "mrpc", 0)
     stages, before = ({s.key: s for s in c.stages} for c in (short, whole))
-    assert stages["moq"].max_steps == 80
-    share = 80 / before["moq"].max_steps
+    assert stages["moq"].max_steps == 100
+    share = 100 / before["moq"].max_steps
     schedule = before["moq"].transforms[0].schedule
     assert stages["moq"].transforms[0].schedule.period == schedule.period * share
     assert stages["nm-admm"].transforms[0].updates == 1
-    assert before["nm-admm"].transforms[0].updates == 6
-    assert stages["zeroquant-w48-lkd"].steps == 80
+    assert before["nm-admm"].transforms[0].updates == 3
+    assert stages["zeroquant-w48-lkd"].steps == 100
     assert before["moq"].data.test_fraction == TASKS["mrpc"].test_fraction
 
 
