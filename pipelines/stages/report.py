@@ -75,12 +75,12 @@ def _quality_table(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     if not names:
         return ""
-    header = ["stage", *(name.removeprefix("best/").replace("/", " ") for name in names)]
+    headings = [re.sub("[/_]", " ", name.removeprefix("best/")) for name in names]
     lines = []
     for row in rows:
         values = [row["metrics"].get(name) for name in names]
         lines.append([row["stage"], *("-" if v is None else f"{v:.4f}" for v in values)])
-    return table([heading.replace("_", " ") for heading in header], lines)
+    return table(["stage", *headings], lines)
 
 
 def _size_table(rows: Sequence[Mapping[str, Any]]) -> str:
