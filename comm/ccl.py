@@ -5,6 +5,7 @@ compiled module's progress thread does. A second thread, in Python, is started w
 future: it tells futures of the end of their operations.
 """
 
+import atexit
 import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -79,13 +80,22 @@ class _Ends:
         """Call back once, at once if the operation has ended already."""
         with self._lock:
             if self._thread is None:
+                # A daemon, as the interpreter waits for other threads before it runs `_leave`.
                 self._thread = threading.Thread(
                     target=self._run, args=(module,), name="dqrm-ccl-futures", daemon=True
                 )
                 self._thread.start()
+                atexit.register(self._leave, module, self._thread)
         self._callbacks[operation.number] = callback
         if not module.watch(operation):
             self._call(operation.number)
+
+    @staticmethod
+    def _leave(module: ModuleType, thread: threading.Thread) -> None:
+        # A thread inside a future's callback that comes back to an interpreter which is gone is
+        # unwound through C++, which aborts the process.
+        module.stop()
+        thread.join()
 
     def _run(self, module: ModuleType) -> None:
         while numbers := module.next_finished():
