@@ -66,7 +66,7 @@ def _memory_text(sizes: ModelSizes, timing: Timing | None) -> str:
     resident = f"{bytes_text(sizes.training_bytes)} for weights and optimizer"
     if timing is None:
         return resident
-    return f"{bytes_text(timing.peak_bytes)} at the peak of {timing.steps} steps, {resident}"
+    return f"{bytes_text(timing.peak_bytes)} at the peak of the timed steps, {resident}"
 
 
 def _time_text(timing: Timing | None, steps: int) -> str:

@@ -17,6 +17,7 @@ from dqrm.training.optimizer import Optimizer
 
 _WARM_UP_STEPS = 3
 _TIMED_STEPS = 20
+_LEAST_TIMED_STEPS = 3
 _TIMED_SECONDS = 10.0
 
 
@@ -48,8 +49,9 @@ def time_steps(config: RunConfig, dataset: PreparedDataset, steps: int) -> Timin
     def stop_requested() -> bool:
         if state.step > len(seconds):
             seconds.append(state.train_seconds - sum(seconds))
-        late = time.monotonic() - started > _TIMED_SECONDS and len(seconds) > _WARM_UP_STEPS
-        if late or len(seconds) >= wanted:
+        late = time.monotonic() - started > _TIMED_SECONDS
+        enough = _WARM_UP_STEPS + _LEAST_TIMED_STEPS if late else wanted
+        if len(seconds) >= min(enough, wanted):
             raise _Enough
         return False
 
