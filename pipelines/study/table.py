@@ -45,11 +45,11 @@ class Row:
     """Than the baseline in fp32 and bf16."""
 
 
-def rows(measured: Iterable[Measured], tasks: Sequence[str]) -> list[Row]:
-    """Compare what was measured, in the order of ``measured``; empty without a baseline.
+def rows(measured: Iterable[Measured], tasks: Sequence[str], arms: Sequence[str]) -> list[Row]:
+    """Compare what was measured: the baseline, then arms in their order; empty without a baseline.
 
-    An arm is held against the baseline seed by seed; seeds that one of them lacks are left out of
-    the difference.
+    Of what was not measured there is no row. An arm is held against the baseline seed by seed;
+    seeds that one of them lacks are left out of the difference.
     """
     everything = list(measured)
     base = {(m.task, m.seed): m for m in everything if m.arm == BASELINE_LABEL}
@@ -57,8 +57,10 @@ def rows(measured: Iterable[Measured], tasks: Sequence[str]) -> list[Row]:
         return []
     base_bytes = statistics.fmean(m.encoder_bytes for m in base.values())
     made = []
-    for label in dict.fromkeys(m.arm for m in everything):
+    for label in (BASELINE_LABEL, *arms):
         own = [m for m in everything if m.arm == label]
+        if not own:
+            continue
         size = statistics.fmean(m.encoder_bytes for m in own)
         timed = [m.latency[LATENCY] for m in own if LATENCY in m.latency]
         made.append(

@@ -105,6 +105,7 @@ def test_the_table_pairs_seeds():
             result("B", "cola", 0, 0.40, 400),
         ],
         ("sst2", "cola", "mrpc"),
+        ("x", "y"),
     )
     assert base.arm == "B"
     assert base.quality["sst2"].mean == pytest.approx(91.0)
@@ -120,7 +121,32 @@ def test_the_table_pairs_seeds():
     # Three seeds of its own, two of the baseline's.
     shown = comparison_table([base, arm], ("sst2",)).splitlines()[2]
     assert "77.00 +- 23.43 (3)  -0.50 +- 0.71  " in shown
-    assert rows([result("x", "sst2", 0, 0.9)], ("sst2",)) == []
+    assert rows([result("x", "sst2", 0, 0.9)], ("sst2",), ("x",)) == []
+
+
+def test_the_table_of_several_tasks_shows_differences_and_fits_a_terminal():
+    tasks = tuple(TASKS)
+    measured = [result("B", task, seed, 0.9, 400) for task in tasks for seed in range(3)]
+    # An arm that is listed first was first complete with the last task.
+    measured += [
+        result("second", task, seed, 0.8 + 0.01 * seed) for task in tasks for seed in (0, 1)
+    ]
+    measured += [result("the first arm's name", tasks[-1], seed, 0.89) for seed in range(3)]
+    compared = rows(measured, tasks, ("the first arm's name", "second"))
+    shown = comparison_table(compared, tasks).splitlines()
+    assert max(map(len, shown)) <= 100
+    first, second = shown[:4], shown[5:]
+    assert shown[4] == ""
+    assert [line.split("  ")[0] for line in first] == [
+        "to B",
+        "B",
+        "the first arm's name",
+        "second",
+    ]
+    assert [line.split("  ")[0] for line in second[1:]] == ["B", "the first arm's name", "second"]
+    assert first[1].split() == ["B", *("90.00", "+-", "0.00") * len(tasks)]
+    assert first[2].split()[-4:] == ["-", "-1.00", "+-", "0.00"]
+    assert first[3].count("-9.50 +- 0.71 (2)") == len(tasks)
 
 
 def test_the_command_runs_what_is_not_complete(dqrm, glue, bert_of_six, monkeypatch):

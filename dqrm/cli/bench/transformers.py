@@ -106,9 +106,10 @@ def transformers(
     training file; GLUE's dev file is measured once, as test (MRPC, here without one, sets training
     rows apart). The figures of an arm are those of its packed model: quality on the test rows as
     mean and standard deviation over seeds, in hundredths, and the difference to B with the same
-    seed, both with the number of seeds in brackets where B has more or fewer; bytes of the encoder
-    on the disk; minutes of its stage; and how many times faster a sentence of 64 tokens is than
-    with B on one thread. Every arm is kept in FP32 and packed, for each task and seed.
+    seed (of several tasks the difference alone), both with the number of seeds in brackets where B
+    has more or fewer; bytes of the encoder on the disk; minutes of its stage; and how many times
+    faster a sentence of 64 tokens is than with B on one thread. Every arm is kept in FP32 and
+    packed, for each task and seed.
     """
     from dqrm.pipelines.study.merge import StudySettings, recipe_names
     from dqrm.pipelines.study.tasks import TASKS
@@ -143,7 +144,7 @@ def transformers(
         with ProgressDisplay() as display:
             interrupted = run_trials(planned, display.show)
     found = [result for trial in planned for result in measured(trial)]
-    _tell(settings, found, json_file, plots)
+    _tell(settings, [arm.label for arm in planned[0].arms], found, json_file, plots)
     if interrupted is None:
         return 0
     click.echo("interrupted; the same command goes on", err=True)
@@ -168,13 +169,14 @@ def _overview(planned: "list[Trial]") -> str:
 
 def _tell(
     settings: "StudySettings",
+    arms: Sequence[str],
     found: "list[Measured]",
     json_file: Path | None,
     plots: Path | None,
 ) -> None:
     from dqrm.pipelines.study.table import rows
 
-    compared = rows(found, settings.tasks)
+    compared = rows(found, settings.tasks, arms)
     if json_file is not None:
         from dqrm.data.files import write_json
         from dqrm.tracking.environment import environment_tags
@@ -198,25 +200,50 @@ def _tell(
 
 
 def comparison_table(compared: "list[Row]", tasks: Sequence[str]) -> str:
-    """Return a line for the baseline, which comes first, and for each arm, as it is printed."""
+    """Return a line for the baseline, which comes first, and for each arm, as it is printed.
+
+    Of several tasks, to fit a terminal, arms show their difference to the baseline alone, and
+    sizes and times are a table of their own.
+    """
+    quality = _quality(compared, tasks)
+    costs = [["encoder", "smaller", "minutes", "x FP32", "x bf16"], *map(_costs, compared)]
+    names = ["", *(row.arm for row in compared)]
+    if len(tasks) == 1:
+        both = [[*first, *second] for first, second in zip(quality, costs, strict=True)]
+        return _named(names, both)
+    return f"{_named(['to B', *names[1:]], quality)}\n\n{_named(names, costs)}"
+
+
+def _named(names: list[str], cells: list[list[str]]) -> str:
+    header, *lines = ([name, *line] for name, line in zip(names, cells, strict=True))
+    return table(header, lines)
+
+
+def _quality(compared: "list[Row]", tasks: Sequence[str]) -> list[list[str]]:
     from dqrm.pipelines.study.tasks import TASKS
 
-    header = [""]
-    for task in tasks:
-        header += [f"{TASKS[task].title} {TASKS[task].metric}", "to B"]
-    header += ["encoder", "smaller", "minutes", "x FP32", "x bf16"]
-    most = {task: spread.seeds for row in compared[:1] for task, spread in row.quality.items()}
-    lines = []
+    base = compared[0]
+    most = {task: spread.seeds for task, spread in base.quality.items()}
+    header = [f"{TASKS[task].title} {TASKS[task].metric}" for task in tasks]
+    if len(tasks) == 1:
+        header.append("to B")
+    lines = [header]
     for row in compared:
-        line = [row.arm]
-        for task in tasks:
-            line.append(_spread_text(row.quality.get(task), "", most.get(task, 0)))
-            line.append(_spread_text(row.to_baseline.get(task), "+", most.get(task, 0)))
-        line += [bytes_text(row.encoder_bytes), f"{row.times_smaller:.1f}", f"{row.minutes:.1f}"]
-        times = row.times_faster
-        line += [f"{times[name]:.2f}" if name in times else "-" for name in ("fp32", "bf16")]
-        lines.append(line)
-    return table(header, lines)
+        values = [_spread_text(row.quality.get(task), "", most.get(task, 0)) for task in tasks]
+        apart = [_spread_text(row.to_baseline.get(task), "+", most.get(task, 0)) for task in tasks]
+        if len(tasks) == 1:
+            lines.append([*values, *apart])
+        else:
+            lines.append(values if row is base else apart)
+    return lines
+
+
+def _costs(row: "Row") -> list[str]:
+    times = row.times_faster
+    return [
+        *(bytes_text(row.encoder_bytes), f"{row.times_smaller:.1f}", f"{row.minutes:.1f}"),
+        *(f"{times[name]:.2f}" if name in times else "-" for name in ("fp32", "bf16")),
+    ]
 
 
 def _spread_text(spread: "Spread | None", sign: str, most: int) -> str:
