@@ -162,16 +162,19 @@ class BitsState:
         return cls(bits, period, changed)
 
 
-def period_factor(sensitivity: float) -> int:
+def period_factor(sensitivity: float | None) -> int:
     """Return f = 1 + floor(4 lambda), 1 to 5.
 
     Args:
         sensitivity: lambda, the block's largest curvature as a share of the largest of all
-            blocks. 0 says it could not be found and counts as 1, the most careful.
+            blocks. 0 says it could not be found and counts as 1, the most careful; None that it
+            was not looked for, and f is 1.
 
     Raises:
         ValueError: it is not from 0 to 1.
     """
+    if sensitivity is None:
+        return 1
     if not 0 <= sensitivity <= 1:
         raise ValueError(f"sensitivity {sensitivity}: must be from 0 to 1")
     return 1 + math.floor(4 * (sensitivity or 1.0))

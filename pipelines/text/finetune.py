@@ -157,7 +157,9 @@ class FineTuner:
         """
         state, recipe = self.state, self._recipe
         if state.step == 0:
-            batch = self._train.batch(range(min(SENSITIVITY_ROWS, len(self._train.text))))
+            drawn = torch.Generator().manual_seed(recipe.seed)
+            rows = torch.randperm(len(self._train.text), generator=drawn)[:SENSITIVITY_ROWS]
+            batch = self._train.batch(rows.tolist())
             tell_sensitivity(
                 self._model, self._compression, batch.inputs, batch.labels, self._world
             )

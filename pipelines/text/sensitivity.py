@@ -40,7 +40,7 @@ def tell_sensitivity(
     """Measure each layer, and tell the schedules that ask; nothing where none does.
 
     A layer's sensitivity is the largest eigenvalue of its block of the Hessian as a share of the
-    largest of all. What is in no layer counts as most sensitive.
+    largest of all. What is in no layer has none: its bits go down as if none had been asked for.
 
     Args:
         model: of transformers, the compression attached. Measured in evaluation mode and FP32.
@@ -94,6 +94,6 @@ def _layer_eigenvalues(model: Any, inputs: dict[str, Tensor], labels: Tensor) ->
         model.train(training)
 
 
-def _share_of(name: str, path: str, shares: list[float]) -> float:
+def _share_of(name: str, path: str, shares: list[float]) -> float | None:
     head, _, rest = name.partition(f"{path}.")
-    return shares[int(rest.split(".")[0])] if rest and not head else 1.0
+    return shares[int(rest.split(".")[0])] if rest and not head else None

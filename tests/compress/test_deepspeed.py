@@ -127,7 +127,7 @@ def test_moq():
     assert found.transforms == [
         QuantTransform(
             kind="quant",
-            match=(r".*bert.encoder.layer\..*",),
+            match=(".*",),
             weight=WeightGrid(bits=8, groups=8, range="full", rounding="nearest"),
             schedule=BitSchedule(
                 start=12,
@@ -139,10 +139,24 @@ def test_moq():
             ),
         )
     ]
-    kernel, mixed, *unused = found.warnings
+    kernel, everything, mixed, *unused = found.warnings
     assert "kernel took stochastic" in kernel
+    assert "every linear layer and embedding" in everything
     assert "mixed_end" in mixed
-    assert unused == ["eigenvalue.max_iter: no effect", "eigenvalue.layer_num: no effect"]
+    # Layers are found; what lies in none is quantized, too, and not measured.
+    assert unused == [
+        f"eigenvalue.{key}: no effect" for key in ("max_iter", "layer_name", "layer_num")
+    ]
+
+
+def test_auto_of_the_trainer_leaves_defaults():
+    tree = changed(XTC, "optimizer/params/lr", "auto")
+    tree |= {"train_batch_size": "auto", "gradient_clipping": "auto", "bf16": {"enabled": "auto"}}
+    tree["fp16"] = {"enabled": "auto"}
+    found = convert(tree)
+    assert found.training == {"batch_size": 16, "weight_decay": 0.01}, "that of one process"
+    auto = {w.partition(":")[0] for w in found.warnings if "our default counts" in w}
+    assert auto == {"train_batch_size", "gradient_clipping", "optimizer.params.lr"}
 
 
 def test_bits_that_go_down_have_a_schedule():

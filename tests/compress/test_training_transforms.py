@@ -215,6 +215,23 @@ def test_moq_lowers_the_bits_of_sensitive_weights_later():
     assert bits[30:] == [4] * 10
 
 
+def test_what_was_not_measured_follows_the_plain_schedule():
+    transform = QuantizeWeights(LAYERS, 4, schedule=MoqBits(6, 4, 5), sensitivity=True)
+    training = Training([transform])
+    transform.set_sensitivity({"layers.0": None, "layers.1": None, "layers.2": 0.1})
+    training.run(0, 11)
+    assert training.compression.metrics()["bits/mean"] == 4, "bits go down in the steps 5 and 10"
+
+
+def test_metrics_of_one_name_are_means_over_weights():
+    first = QuantizeWeights(("layers.0",), 4)
+    others = QuantizeWeights(("layers.1", "layers.2"), 8)
+    training = Training([first, others])
+    sizes = [layer.weight.numel() for layer in training.model.layers]
+    mean = (4 * sizes[0] + 8 * sum(sizes[1:])) / sum(sizes)
+    assert training.compression.metrics()["bits/mean"] == pytest.approx(mean)
+
+
 def test_a_mixed_end_is_finished_with_more_bits():
     schedule = MoqBits(6, 4, 5)
     transform = QuantizeWeights(LAYERS, 4, schedule=schedule, sensitivity=True, mixed_end=True)

@@ -22,6 +22,8 @@ from dqrm.compress.transforms.config import (
 
 _LARGEST_GROUP = 16
 _WEIGHT = "compression_training.weight_quantization"
+_AUTO_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_clipping")
+_AUTO = "auto leaves it to Hugging Face's Trainer; our default counts"
 _TOPK = "topk learns scores for weights, which no transform does; sr_ste is the nearest"
 
 
@@ -102,6 +104,10 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _training(found: Imported, rest: dict[str, Any]) -> None:
+    for key in _AUTO_KEYS:
+        if rest.get(key) == "auto":
+            del rest[key]
+            found.warn(key, _AUTO)
     batch = rest.pop("train_batch_size", None)
     micro = rest.pop("train_micro_batch_size_per_gpu", batch)
     if batch is not None or micro is not None:
@@ -110,9 +116,9 @@ def _training(found: Imported, rest: dict[str, Any]) -> None:
     if clip:
         found.training["max_grad_norm"] = clip
     half, bf16 = rest.pop("fp16", {}), rest.pop("bf16", {})
-    if half.get("enabled"):
+    if half.get("enabled") is True:
         found.warn("fp16", "CPUs compute in bf16 where they can, which needs no loss scale")
-    elif bf16.get("enabled"):
+    elif bf16.get("enabled") is True:
         found.training["precision"] = "bf16"
     optimizer = dict(rest.pop("optimizer", {}))
     if optimizer:
@@ -122,8 +128,9 @@ def _training(found: Imported, rest: dict[str, Any]) -> None:
         for name in ("lr", "weight_decay"):
             if isinstance(params.get(name), (int, float)):
                 found.training[name] = params.pop(name)
-        for name in params:
-            found.warn(f"optimizer.params.{name}", "no effect")
+        for name, value in params.items():
+            text = _AUTO if value == "auto" and name in ("lr", "weight_decay") else "no effect"
+            found.warn(f"optimizer.params.{name}", text)
 
 
 def _layers(found: Imported, section: dict[str, Any]) -> None:
@@ -241,11 +248,8 @@ def _moq(found: Imported, moq: dict[str, Any], eigenvalue: Any) -> None:
     start, target = bits.pop("start_bits", 16), bits.pop("target_bits", 8)
     period, offset = times.pop("quantize_period", 100), times.pop("schedule_offset", 100)
     schedule = _schedule(start, target, period, offset, mix, sensitive=sensitive)
-    layers = curvature.pop("layer_name", "")
-    match = rf".*{layers}\..*" if sensitive and layers else ".*"
-    found.transforms.append(_quant((match,), target, _grid(found, where, shared), schedule))
-    if match == ".*":
-        found.warn(where, "every linear layer and embedding is quantized, the head among them")
+    found.transforms.append(_quant((".*",), target, _grid(found, where, shared), schedule))
+    found.warn(where, "every linear layer and embedding is quantized, the head among them")
     if sensitive:
         found.warn(
             "eigenvalue", "blocks that are too sensitive to reach target_bits keep more (mixed_end)"

@@ -191,6 +191,10 @@ class Admm(Sparsify):
         found = {"admm/primal_residual": primal, "admm/dual_residual": dual}
         return found | ({"admm/cut": removed} if self.finished() else {"admm/rho": self._rho})
 
+    def weight_count(self) -> int:
+        """Return how many weights its metrics are about."""
+        return sum(weight.numel() for weight in self.latent().values())
+
 
 def _grid_step(name: str, module: nn.Module) -> FakeQuantizeWeight:
     for step in weight_steps(module):

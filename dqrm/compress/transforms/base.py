@@ -18,6 +18,7 @@ import difflib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from statistics import fmean
 from typing import ClassVar
 
 import torch
@@ -79,6 +80,10 @@ class Transform(ABC):
     def metrics(self) -> dict[str, float]:
         """Return where it stands, by the names MLflow shows."""
         return {}
+
+    def weight_count(self) -> int:
+        """Return how many weights its metrics are about."""
+        return 0
 
 
 class Compression:
@@ -155,11 +160,14 @@ class Compression:
             transform.load_state_dict(part)
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics of all; of two with one name the later counts."""
-        found: dict[str, float] = {}
+        """Return the metrics of all; of those with one name the mean over weights."""
+        values: dict[str, list[float]] = {}
+        weights: dict[str, list[int]] = {}
         for transform in self.transforms:
-            found |= transform.metrics()
-        return found
+            for name, value in transform.metrics().items():
+                values.setdefault(name, []).append(value)
+                weights.setdefault(name, []).append(transform.weight_count())
+        return {name: fmean(found, weights[name]) for name, found in values.items()}
 
 
 def matching_modules(

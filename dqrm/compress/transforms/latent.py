@@ -56,9 +56,11 @@ def weight_steps(module: nn.Module) -> list[WeightStep]:
 
 def latent_weight(module: nn.Module) -> nn.Parameter:
     """Return the tensor an optimizer updates."""
-    parameter: object = module.weight
     if weight_steps(module):
-        parameter = module.parametrizations["weight"].original  # type: ignore[index, union-attr]
+        # Not by way of module.weight, which would take all steps.
+        parameter: object = module.parametrizations["weight"].original  # type: ignore[index, union-attr]
+    else:
+        parameter = module.weight
     assert isinstance(parameter, nn.Parameter)
     return parameter
 

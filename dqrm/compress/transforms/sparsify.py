@@ -170,8 +170,8 @@ class SrSte(Sparsify):
         for name, weight in self.latent().items():
             step = self._steps[name]
             if step.dynamic and weight.grad is not None:
-                if step.mask is None:
-                    raise RuntimeError(f"{name}: has a gradient, but its forward never ran")
+                # Not the last forward's: of several processes one without rows has run none.
+                step.mask = self.pattern.mask(weight)
                 weight.grad.add_(weight - weight * step.mask, alpha=self.decay)
 
     def final_mask(self, name: str, weight: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dqrm.compress.grids.rounding import Rounding
 from dqrm.compress.grids.straight_through import straight_through
 from dqrm.compress.schedules import BitsState, MoqBits, period_factor
 from dqrm.compress.transforms.base import Transform, matching_modules
-from dqrm.compress.transforms.latent import WeightStep, add_step, settle
+from dqrm.compress.transforms.latent import WeightStep, add_step, latent_weight, settle
 from dqrm.compress.transforms.patterns import NMStep, pattern_step
 from dqrm.compress.transforms.rows import quantize_rows_of, rows_apart, settle_rows
 
@@ -101,12 +101,12 @@ class QuantizeWeights(Transform):
             state.advance(self.schedule, step, self._factors.get(name, 1))
         self._show(step)
 
-    def set_sensitivity(self, values: Mapping[str, float]) -> None:
+    def set_sensitivity(self, values: Mapping[str, float | None]) -> None:
         """Tell how sensitive weights are; it counts from the next change of bits on.
 
         Args:
             values: from 0 to 1 by module: the largest curvature of its block as a share of the
-                largest of all; 0 where it could not be found.
+                largest of all; 0 where it could not be found, None where it was not looked for.
 
         Raises:
             ValueError: a module is missing, or bits would not reach the target in time.
@@ -187,11 +187,18 @@ class QuantizeWeights(Transform):
 
     def metrics(self) -> dict[str, float]:
         """Return the mean bits of a weight, and how much of the weights is FP32 still."""
-        sizes = {name: module.weight.numel() for name, module in self._modules.items()}  # type: ignore[operator]
+        sizes = self._sizes()
         bits = sum(sizes[name] * step.bits for name, step in self._steps.items())
         mix = sum(sizes[name] * step.mix for name, step in self._steps.items())
         total = sum(sizes.values())
         return {"bits/mean": bits / total, "bits/fp32_share": mix / total}
+
+    def weight_count(self) -> int:
+        """Return how many weights its metrics are about."""
+        return sum(self._sizes().values())
+
+    def _sizes(self) -> dict[str, int]:
+        return {name: latent_weight(module).numel() for name, module in self._modules.items()}
 
 
 def grid_of(bits: int, grid: Grid | None = None) -> Grid:
