@@ -26,6 +26,7 @@ __all__ = [
     "FieldHelp",
     "Override",
     "describe_fields",
+    "first_fault",
     "keys_at",
     "load",
     "parse_override",
@@ -293,7 +294,10 @@ def _describe_faults(
             described.append(f"{where}{key}.{which}={tag}: must be one of {expected}")
             continue
         if first["type"] == "extra_forbidden":
-            described.append(f"{where}{key}: unknown key; {suggestion(model, path)}")
+            described.append(f"{where}{key}: unknown key; {suggestion(model, path, tree)}")
+            continue
+        if first["type"] == "too_short" and any(_below(other, path) for other in grouped):
+            # Items with faults of their own were not counted.
             continue
         messages = list(dict.fromkeys(_message(fault) for fault in faults))
         text = " or ".join(messages)
@@ -301,6 +305,10 @@ def _describe_faults(
         shown = "" if first["type"] == "missing" or _is_section(value) else f"={_shown(value)}"
         described.append(f"{where}{key}{shown}: {text}" if key else f"{where}{text}")
     return described
+
+
+def _below(path: KeyPath, section: KeyPath) -> bool:
+    return len(path) > len(section) and path[: len(section)] == section
 
 
 def _is_section(value: object) -> bool:
@@ -341,9 +349,23 @@ def _message(fault: ErrorDetails) -> str:
     return text.replace("Input should be", "must be", 1)
 
 
-def suggestion(model: type[BaseModel], path: KeyPath) -> str:
-    """What a person may have meant by a key that ``model`` does not have at ``path``."""
-    siblings = keys_at(model, path[:-1])
+def first_fault(error: ValidationError, tree: Any) -> str:
+    """The first fault of a value that is checked by itself, with its path within the value."""
+    fault = error.errors(include_url=False)[0]
+    path = ".".join(map(str, _path(fault, tree)))
+    text = "unknown key" if fault["type"] == "extra_forbidden" else _message(fault)
+    return f"{path}: {text}"
+
+
+def suggestion(model: type[BaseModel], path: KeyPath, tree: Any = None) -> str:
+    """What a person may have meant by a key that ``model`` does not have at ``path``.
+
+    Args:
+        model: of the configuration.
+        path: of the unknown key.
+        tree: what was given, which tells of sections of several kinds which one it is.
+    """
+    siblings = keys_at(model, path[:-1], tree)
     prefix = ".".join(map(str, path[:-1]))
     near = _nearest(str(path[-1]), siblings)
     if near:

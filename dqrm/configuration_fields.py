@@ -78,10 +78,18 @@ def section_models(annotation: Any) -> list[type[BaseModel]]:
     return members if all(_is_model(member) for member in members) else []
 
 
-def keys_at(model: type[BaseModel], path: KeyPath) -> list[str]:
-    """Known keys of the section(s) found at ``path``; empty where no model lies there."""
+def keys_at(model: type[BaseModel], path: KeyPath, tree: Any = None) -> list[str]:
+    """Known keys of the section(s) found at ``path``; empty where no model lies there.
+
+    Args:
+        model: of the configuration.
+        path: of the section.
+        tree: a configuration as it was given. Where it says which of several kinds of section one
+            is (``stage: report``), the keys are those of this kind.
+    """
     places: list[Any] = [model]
     for part in path:
+        tree = _item(tree, part)
         below: list[Any] = []
         for place in places:
             origin, arguments = get_origin(place), get_args(place)
@@ -92,7 +100,24 @@ def keys_at(model: type[BaseModel], path: KeyPath) -> list[str]:
             elif origin is dict:
                 below.append(arguments[1])
         places = [member for place in below for member in _members(place)]
+        said = [place for place in places if _is_said_kind(place, tree)]
+        places = said or places
     return list(dict.fromkeys(k for place in places if _is_model(place) for k, _ in _fields(place)))
+
+
+def _item(tree: Any, part: str | int) -> Any:
+    if isinstance(tree, dict):
+        return tree.get(part)
+    if isinstance(tree, list) and isinstance(part, int) and part < len(tree):
+        return tree[part]
+    return None
+
+
+def _is_said_kind(place: Any, section: Any) -> bool:
+    """Whether ``section`` says that it is of this model, by a field with a single choice."""
+    if not _is_model(place) or not isinstance(section, dict):
+        return False
+    return any(get_args(f.annotation) == (section.get(key),) for key, f in _fields(place))
 
 
 def to_yaml(config: BaseModel) -> str:

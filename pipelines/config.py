@@ -8,6 +8,7 @@
 Overrides name a stage by its name: ``stages.train.settings.quant.bits=8``.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from dqrm.tracking.config import TrackingConfig
 from dqrm.yaml_text import Document, parse_document
 
 _SHIPPED = Path(__file__).parent / "recipes"
+
+_POSITION = re.compile(r"\bstages\.(\d+)\b")
+_PART_OF_SHARED = re.compile(r"stages\.(\d+)\.(data|exchange)\.")
 
 
 class PipelineConfig(Settings):
@@ -121,8 +125,14 @@ def load_pipeline(file: Path, overrides: Iterable[str] = ()) -> PipelineConfig:
         text = file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"{file}: byte {error.start} is not UTF-8 text") from error
-    names = _stage_names(parse_document(text, str(file)).tree)
-    config = load(PipelineConfig, file, [_by_position(text, names) for text in overrides])
+    tree = parse_document(text, str(file)).tree
+    names = _stage_names(tree)
+    given = [_by_position(override, names) for override in overrides]
+    _refuse_parts_of_shared(tree, given, names)
+    try:
+        config = load(PipelineConfig, file, given)
+    except ConfigError as error:
+        raise ConfigError(_POSITION.sub(lambda found: _named(found, names), str(error))) from error
     return config if config.name else config.model_copy(update={"name": file.stem})
 
 
@@ -136,6 +146,33 @@ def _stage_names(tree: dict[str, Any]) -> list[str]:
     if not isinstance(stages, list):
         return []
     return [str(s.get("name") or s.get("stage")) if isinstance(s, dict) else "" for s in stages]
+
+
+def _named(found: re.Match[str], names: list[str]) -> str:
+    """``stages.finetune`` for ``stages.0``, where names tell stages apart."""
+    position = int(found[1])
+    name = names[position] if position < len(names) else ""
+    return f"stages.{name}" if names.count(name) == 1 and name else found[0]
+
+
+def _refuse_parts_of_shared(tree: dict[str, Any], given: list[str], names: list[str]) -> None:
+    """A part of ``data`` that is set for a stage would be all the data that the stage has."""
+    stages = tree.get("stages")
+    for override in given:
+        match = _PART_OF_SHARED.match(override)
+        if match is None or not isinstance(stages, list) or int(match[1]) >= len(stages):
+            continue
+        section, stage = match[2], stages[int(match[1])]
+        shared = tree.get(section) or any(o.startswith(f"{section}.") for o in given)
+        own = any(o.startswith(f"stages.{match[1]}.{section}=") for o in given)
+        if shared and not own and isinstance(stage, dict) and stage.get(section) is None:
+            key = override.partition("=")[0]
+            told = _POSITION.sub(lambda found: _named(found, names), key)
+            part = key.split(".", 3)[3]
+            raise ConfigError(
+                f"{told}: {section} is that of the whole pipeline; set {section}.{part}, or give "
+                f"the stage its own {section} in the file"
+            )
 
 
 def _by_position(override: str, names: list[str]) -> str:

@@ -90,9 +90,7 @@ class PipelineFolder:
         (self.stage(key) / RECORD_FILE).unlink(missing_ok=True)
         self._write_references({k: v for k, v in self._read_references().items() if k != key})
         for parent in ("work", "runs"):
-            for folder in (self.path / parent).glob(f"{key}-*"):
-                if len(folder.name) != len(key) + 1 + _DIGEST_CHARACTERS:
-                    continue
+            for folder in self._of_stage(parent, key):
                 if parent == "work":
                     shutil.rmtree(folder)
                 else:
@@ -128,7 +126,10 @@ class PipelineFolder:
             write_json(self.path / _REFERENCES, kept)
 
     def publish(self, key: str, digest: str) -> None:
-        """Make the finished output of a stage the visible one, and drop its work folder."""
+        """Make the finished output of a stage the visible one.
+
+        Its work folder is dropped, and those that other settings of the stage left unfinished.
+        """
         work, target = self.work(key, digest), self.stage(key)
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists():
@@ -141,7 +142,13 @@ class PipelineFolder:
         else:
             (work / "output").rename(target)
         sync(target.parent)
-        shutil.rmtree(work)
+        for folder in self._of_stage("work", key):
+            shutil.rmtree(folder)
+
+    def _of_stage(self, parent: str, key: str) -> list[Path]:
+        """Folders of a stage below ``parent``, one for each of its settings."""
+        found = (self.path / parent).glob(f"{key}-*")
+        return [path for path in found if len(path.name) == len(key) + 1 + _DIGEST_CHARACTERS]
 
     def finished_unpublished(self, key: str, digest: str) -> bool:
         """Whether a kill came after the stage was done and before it was published."""
@@ -151,12 +158,9 @@ class PipelineFolder:
     def prepare(self, key: str, digest: str) -> tuple[Path, Path]:
         """Empty the output folder of a stage that begins; return it and the scratch folder.
 
-        Work of the same stage under other settings is dropped.
+        Work of the same stage under other settings stays: it may have been these that were meant.
         """
         work = self.work(key, digest)
-        for other in work.parent.glob(f"{key}-*"):
-            if other != work and len(other.name) == len(work.name):
-                shutil.rmtree(other)
         output, scratch = work / "output", work / "scratch"
         shutil.rmtree(output, ignore_errors=True)
         output.mkdir(parents=True)

@@ -85,7 +85,7 @@ class Stage(Settings):
     stage: str
     """Which kind of stage this is."""
 
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: str | None = Field(default=None, pattern=r"^([A-Za-z]|[0-9]+[A-Za-z_-])[A-Za-z0-9_-]*$")
     """Name of the stage and of its folder; its kind when not given."""
 
     @property

@@ -49,12 +49,24 @@ def cp(name: str, destination: Path | None, force: bool) -> None:
     DESTINATION is a file or a folder; NAME.yaml in this folder when not given.
     """
     from dqrm.configuration import shipped_text
+
+    copy_shipped(shipped_text(name), f"{Path(name).name}.yaml", destination, force=force)
+
+
+def copy_shipped(text: str, name: str, destination: Path | None, *, force: bool) -> None:
+    """Write a file that is shipped, and say where.
+
+    Args:
+        text: of the file.
+        name: in a folder.
+        destination: a file, or a folder; None takes the current one.
+        force: whether to overwrite a file.
+    """
     from dqrm.data.files import write_text
 
-    text = shipped_text(name)
     target = destination or Path()
     if target.is_dir():
-        target = target / f"{Path(name).name}.yaml"
+        target = target / name
     if target.exists() and not force:
         raise click.UsageError(f"{target} exists; give another name, or --force to overwrite it")
     if not target.parent.is_dir():

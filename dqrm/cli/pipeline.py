@@ -1,5 +1,6 @@
 """``dqrm pipeline``: run a file of stages, or look at what a run would do."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,6 +28,7 @@ PIPELINE_MODEL = "dqrm.pipelines.config:PipelineConfig"
         "run": ("dqrm.cli.pipeline:run", "Run the stages of a file that are not complete."),
         "validate": ("dqrm.cli.pipeline:validate", "Look for faults without running anything."),
         "ls": ("dqrm.cli.pipeline:ls", "List the shipped pipelines."),
+        "cp": ("dqrm.cli.pipeline:cp", "Copy one to edit it."),
         "import": (
             "dqrm.cli.pipeline_import:import_",
             "Turn DeepSpeed's compression settings into a pipeline.",
@@ -99,7 +101,10 @@ def run(
     if result.interrupted is None:
         return 0
     if place.rank == 0:
-        click.echo(f"interrupted; go on with: dqrm pipeline run {source}", err=True)
+        again = ["dqrm", "pipeline", "run", source, *overrides]
+        again += ["--no-track"] if no_track else []
+        again += [] if nproc is None else ["--nproc", str(nproc)]
+        click.echo(f"interrupted; go on with: {shlex.join(again)}", err=True)
     return 128 + result.interrupted
 
 
@@ -125,6 +130,29 @@ def ls() -> None:
     from dqrm.pipelines.config import shipped_recipes
 
     click.echo(pairs(list(shipped_recipes().items())))
+
+
+@click.command(
+    "cp",
+    cls=DqrmCommand,
+    examples=[
+        ("dqrm pipeline cp sst2-moq", "writes sst2-moq.yaml in this folder"),
+        ("dqrm pipeline cp sst2-moq mine.yaml", "under another name"),
+    ],
+)
+@click.argument("name")
+@click.argument("destination", type=click.Path(path_type=Path), required=False)
+@click.option("--force", "-f", is_flag=True, help="Overwrite an existing file.")
+def cp(name: str, destination: Path | None, force: bool) -> None:
+    """Copy one to edit it.
+
+    DESTINATION is a file or a folder; NAME.yaml in this folder when not given.
+    """
+    from dqrm.cli.configs import copy_shipped
+    from dqrm.pipelines.config import find_pipeline
+
+    text = find_pipeline(name).read_text(encoding="utf-8")
+    copy_shipped(text, f"{Path(name).stem}.yaml", destination, force=force)
 
 
 def _loaded(source: str, overrides: tuple[str, ...]) -> "tuple[PipelineConfig, Path]":

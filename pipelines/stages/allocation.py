@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from dqrm.compress.transforms.config import TransformConfig
+from dqrm.configuration import first_fault
 
 ALLOCATION_FILE = "transforms.json"
 """Within the stage's output: a list of transforms as a pipeline's file has them."""
@@ -21,12 +22,11 @@ def with_match(option: Sequence[Mapping[str, Any]], match: Sequence[str]) -> tup
     Raises:
         ValueError: they are no transforms.
     """
+    tree = [{**transform, "match": tuple(match)} for transform in option]
     try:
-        return _TRANSFORMS.validate_python([{**t, "match": tuple(match)} for t in option])
+        return _TRANSFORMS.validate_python(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{where}: {first['msg']}") from error
+        raise ValueError(first_fault(error, tree)) from error
 
 
 def read_allocation(folder: Path) -> tuple[TransformConfig, ...]:

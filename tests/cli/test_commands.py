@@ -56,7 +56,8 @@ def test_the_commands_are_these() -> None:
         *("study memory", "study multihot"),
         *("compare", "champion"),
         *("ui", "doctor", "tracking sync", "completion"),
-        *("pipeline run", "pipeline validate", "pipeline ls", "pipeline import", "profile"),
+        *("pipeline run", "pipeline validate", "pipeline ls", "pipeline cp", "pipeline import"),
+        "profile",
     }
 
 

@@ -167,7 +167,7 @@ def test_faults_show_before_anything_runs(file, dqrm, sentence_files):
         (f"stages.finetune.model={sentence_files}", "it has no config.json"),
         ("stages.finetune.data.train=absent.tsv", "stages.finetune.data.train: absent.tsv: no"),
         ("stages.finetune.data.label=stars", "no column 'stars'; there are: sentence, label"),
-        ("stages.finetune.learning_rate=1", "stages.0.learning_rate: unknown key"),
+        ("stages.finetune.learning_rate=1", "stages.finetune.learning_rate: unknown key"),
     ):
         done = dqrm("pipeline", "validate", file, override)
         assert done.exit_code == 2, override

@@ -141,7 +141,7 @@ def test_faults(file, dqrm):
     for override, message in (
         ("stages.lower.model=absent", "stages.lower.model: absent: no such folder"),
         ("stages.lower.compare=stage:prune", "no earlier stage is called so"),
-        ("stages.lower.buckets=[]", "stages.2.buckets"),
+        ("stages.lower.buckets=[]", "stages.lower.buckets"),
     ):
         done = dqrm("pipeline", "validate", path, override)
         assert done.exit_code == 2, override

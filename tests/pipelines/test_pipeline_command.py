@@ -4,6 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from dqrm.pipelines.config import find_pipeline
+
+TEXT = "data: {train: a.tsv}\nstages:\n  - {stage: finetune, model: tiny}\n"
+
 
 def written(text):
     Path("mine.yaml").write_text(text)
@@ -19,15 +23,18 @@ GOOD = "stages:\n  - {stage: train, config: census}\n  - {stage: report}\n"
         (
             "stages:\n  - {stage: trian}\n",
             [],
-            ["mine.yaml:2: stages.0.stage=trian: must be one of"],
+            ["mine.yaml:2: stages.trian.stage=trian: must be one of"],
         ),
-        ("stages:\n  - {name: x}\n", [], ["mine.yaml:2: stages.0", "the key stage is required"]),
+        ("stages:\n  - {name: x}\n", [], ["mine.yaml:2: stages.x", "the key stage is required"]),
         ("stages: []\n", [], ["mine.yaml:1: stages=[]"]),
         ("name: x\n", [], ["stages: is required"]),
         (
             "stages:\n  - stage: report\n    comparr: x\n",
             [],
-            ["mine.yaml:3: stages.0.comparr: unknown key; did you mean stages.0.compare?"],
+            [
+                "mine.yaml:3: stages.report.comparr: unknown key; did you mean "
+                "stages.report.compare?"
+            ],
         ),
         (
             "stages:\n  - {stage: report}\n  - {stage: report}\n",
@@ -37,7 +44,7 @@ GOOD = "stages:\n  - {stage: train, config: census}\n  - {stage: report}\n"
         (
             "stages:\n  - stage: train\n    settings: {quant: {bits: 5}}\n",
             [],
-            ["mine.yaml:2: stages.0", "quant.bits=5: must be"],
+            ["mine.yaml:2: stages.train", "quant.bits=5: must be"],
         ),
         (
             "stages:\n  - stage: train\n    settings: {tracking: {enabled: false}}\n",
@@ -45,6 +52,24 @@ GOOD = "stages:\n  - {stage: train, config: census}\n  - {stage: report}\n"
             ["settings.tracking is the pipeline's to say"],
         ),
         ("stages:\n  - {stage: train, config: absent}\n", [], ["is called 'absent'"]),
+        (
+            # Of another kind of stage it is a key.
+            "stages:\n  - {stage: train, config: census}\n  - {stage: report, epochs: 3}\n",
+            [],
+            ["mine.yaml:3: stages.report.epochs: unknown key; known here: stage, name, compare"],
+        ),
+        ("stages:\n  - {stage: report, name: v1.5}\n", [], ["stages.v1.5.name=v1.5"]),
+        ("stages:\n  - {stage: report, name: '7'}\n", [], ["name='7'"]),
+        (
+            TEXT,
+            ["stages.finetune.data.train=b.tsv"],
+            ["stages.finetune.data.train: data is that of the whole pipeline; set data.train"],
+        ),
+        (
+            "stages:\n  - {stage: finetune, model: tiny}\n",
+            ["data.train=a.tsv", "stages.finetune.data.dev=b.tsv"],
+            ["stages.finetune.data.dev: data is that of the whole pipeline; set data.dev"],
+        ),
         (GOOD, ["stages.report.compare=last"], ["mine.yaml:3: stages.report", "compare=last"]),
         (GOOD, ["stages.prune.x=1"], ["there is no stage prune; there are: train, report"]),
         (GOOD, ["stages.7.x=1"], ["stages is a list; name an item by its position, 0 to 1"]),
@@ -64,6 +89,28 @@ def test_faults_name_file_stage_and_field(dqrm, text, overrides, messages):
         for message in messages:
             assert message in done.stderr
     assert [path.name for path in Path().iterdir()] == ["mine.yaml"]
+
+
+def test_faults_below_a_list_are_not_the_lists_own(dqrm):
+    done = dqrm("pipeline", "validate", written("stages:\n  - {stage: finetune, epoch: 3}\n"))
+    assert "3 faults" in done.stderr
+    assert {line.strip() for line in done.stderr.splitlines()[1:]} == {
+        "mine.yaml:2: stages.finetune.model: is required",
+        "mine.yaml:2: stages.finetune.data: is required",
+        "mine.yaml:2: stages.finetune.epoch: unknown key; did you mean stages.finetune.epochs?",
+    }
+
+
+def test_a_shipped_pipeline_is_copied(dqrm):
+    assert dqrm("pipeline", "cp", "census", "mine.yaml").exit_code == 0
+    assert Path("mine.yaml").read_text() == find_pipeline("census").read_text()
+    again = dqrm("pipeline", "cp", "census", "mine.yaml")
+    assert again.exit_code == 2
+    assert "mine.yaml exists" in again.stderr
+    assert dqrm("pipeline", "cp", "census", "mine.yaml", "--force").exit_code == 0
+    unknown = dqrm("pipeline", "cp", "censu")
+    assert unknown.exit_code == 2
+    assert "shipped are: census" in unknown.stderr
 
 
 def test_a_good_file_is_valid_and_a_dry_run_writes_nothing(dqrm):

@@ -129,3 +129,18 @@ def test_one_process_at_a_time_in_a_folder_of_its_own(tmp_path):
         pass
     with PipelineFolder(tmp_path / "runs" / "toy"):
         pass
+
+
+def test_unfinished_work_stays_until_the_stage_is_complete(tmp_path):
+    folder = PipelineFolder(tmp_path / "toy")
+    meant, typed, other = (letter * 64 for letter in "abc")
+    _, scratch = folder.prepare("train", meant)
+    (scratch / "state").write_text("hours of work")
+    neighbour, _ = folder.prepare("train-more", other)
+    # One setting was mistyped; the command as it was meant finds what it left.
+    folder.prepare("train", typed)
+    _, again = folder.prepare("train", meant)
+    assert (again / "state").read_text() == "hours of work"
+    folder.publish("train", typed)
+    assert folder.stage("train").is_dir()
+    assert [path.name for path in (tmp_path / "toy" / "work").iterdir()] == [neighbour.parent.name]

@@ -195,7 +195,7 @@ def test_faults_show_before_anything_runs(dqrm, days, daily_file):
         ("stages.train.settings.data.path=x", "say the same"),
         ("stages.train.warm_start=absent", "holds no checkpoint"),
         ("stages.promote.min_auc=null", "give min_auc or max_log_loss"),
-        ("stages.promote.model=a/b", "stages.2.model=a/b"),
+        ("stages.promote.model=a/b", "stages.promote.model=a/b"),
     ]:
         refused = dqrm("pipeline", "validate", "daily.yaml", override)
         assert refused.exit_code == 2, override

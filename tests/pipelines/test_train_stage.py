@@ -166,5 +166,7 @@ def test_sigterm_saves_and_leaves_the_code_of_the_signal(file):
         process.kill()
         process.wait()
     assert process.returncode == 128 + signal.SIGTERM, errors
-    assert "go on with: dqrm pipeline run clicks.yaml" in errors
+    # Without what was set it would begin another run.
+    again = "go on with: dqrm pipeline run clicks.yaml stages.train.settings.train.epochs=1000"
+    assert again in errors
     assert "Traceback" not in errors
