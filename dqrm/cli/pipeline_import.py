@@ -52,8 +52,24 @@ def import_(source: Path, model: str, train: str, dev: str | None) -> None:
         stage["transforms"] = [
             transform.model_dump(mode="json", exclude_unset=True) for transform in found.transforms
         ]
+    _check(source, stage)
     head = f"# From {source.name} of DeepSpeed.\n"
     if model == _MODEL or train == _TRAIN:
         head += "# Set model and data first.\n"
     text = yaml.safe_dump({"stages": [stage]}, sort_keys=False, width=100)
     click.echo(head + text, nl=False)
+
+
+def _check(source: Path, stage: dict[str, Any]) -> None:
+    """Refuse what would make no stage, a negative learning rate for example."""
+    from pydantic import ValidationError
+
+    from dqrm.configuration import ConfigError, first_fault
+    from dqrm.pipelines.config import PipelineConfig
+
+    tree = {"stages": [stage]}
+    try:
+        PipelineConfig.model_validate(tree)
+    except ValidationError as error:
+        fault = first_fault(error, tree).removeprefix("stages.0.")
+        raise ConfigError(f"{source}: {fault}") from error

@@ -92,6 +92,7 @@ def changed(tree, path, value):
     return tree
 
 
+SPARSE = "compression_training/sparse_pruning"
 WEIGHTS = "compression_training/weight_quantization"
 ACTIVATIONS = "compression_training/activation_quantization"
 
@@ -197,11 +198,27 @@ def test_sparse_weights_become_a_pattern(method, ratio, keep, group, via):
     [
         (f"{ACTIVATIONS}/different_groups/aq1/params/bits", 4, "bits=4: must be 8"),
         (f"{WEIGHTS}/different_groups", {}, "different_groups is empty"),
-        (f"{WEIGHTS}/different_groups/wq1/params", {"start_bits": 4}, "target_bits' is missing"),
+        (
+            f"{WEIGHTS}/different_groups/wq1/params",
+            {"start_bits": 4},
+            r"wq1\.params\.target_bits: is missing",
+        ),
         (f"{WEIGHTS}/different_groups/wq1/params/target_bits", 40, "less than or equal to 16"),
         ("compression_training/layer_reduction/keep_number_layer", 4, "teacher_layer has 5"),
         ("compression_training", {}, "no compression is enabled"),
-        ("compression_training", 7, "int"),
+        ("compression_training", 7, "compression_training=7: must be an object"),
+        ("compression_training/row_pruning", None, "row_pruning=null: must be an object"),
+        (f"{WEIGHTS}/different_groups/wq1", 3, r"different_groups\.wq1=3: must be an object"),
+        (f"{WEIGHTS}/different_groups/wq1/modules", 3, r"wq1\.modules=3: must be text or a list"),
+        (
+            f"{WEIGHTS}/different_groups/wq1/params/target_bits",
+            4.5,
+            "target_bits=4.5: must be a wh",
+        ),
+        (f"{WEIGHTS}/shared_parameters/quantize_groups", True, "groups=true: must be a whole"),
+        ("compression_training/layer_reduction/keep_number_layer", "5", '="5": must be a whole'),
+        ("compression_training/layer_reduction/teacher_layer", "10", "must be a list of whole"),
+        (SPARSE, {"different_groups": {"a": {"params": {"dense_ratio": "1"}}}}, "be a number"),
     ],
 )
 def test_what_cannot_be_read_is_refused(path, value, message, tmp_path):

@@ -47,3 +47,12 @@ def test_a_file_that_asks_for_nothing_is_refused(dqrm):
     assert done.exit_code == 2
     assert "no compression is enabled in it" in done.stderr
     assert not done.stdout
+
+
+def test_values_that_make_no_stage_are_refused(dqrm):
+    optimizer = {"type": "AdamW", "params": {"lr": -1}}
+    Path("ds.json").write_text(json.dumps({**FILE, "optimizer": optimizer}))
+    done = dqrm("pipeline", "import", "ds.json")
+    assert done.exit_code == 2
+    assert "ds.json: lr: must be greater than 0" in done.stderr
+    assert not done.stdout

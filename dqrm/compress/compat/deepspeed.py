@@ -10,8 +10,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
+
+from dqrm.compress.compat.deepspeed_types import check_types
 from dqrm.compress.transforms.config import (
     ActivationGrid,
     BitSchedule,
@@ -19,6 +22,9 @@ from dqrm.compress.transforms.config import (
     QuantTransform,
     TransformConfig,
 )
+from dqrm.configuration import first_fault
+
+Made = TypeVar("Made", bound=BaseModel)
 
 _LARGEST_GROUP = 16
 _WEIGHT = "compression_training.weight_quantization"
@@ -57,14 +63,13 @@ def load(path: Path) -> Imported:
         raise ValueError(f"{path}: a JSON object was expected")
     try:
         return convert(tree)
-    except KeyError as error:
-        raise ValueError(f"{path}: {error} is missing") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
 def convert(tree: Mapping[str, Any]) -> Imported:
     """As :func:`load`, from what the file holds."""
+    check_types(tree)
     found = Imported()
     rest = dict(tree)
     _training(found, rest)
@@ -92,6 +97,12 @@ def convert(tree: Mapping[str, Any]) -> Imported:
     if not found.transforms and found.layers is None:
         raise ValueError("no compression is enabled in it")
     return found
+
+
+def _taken(params: dict[str, Any], key: str, where: str) -> Any:
+    if key not in params:
+        raise ValueError(f"{where}.{key}: is missing")
+    return params.pop(key)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -165,7 +176,7 @@ def _sparse(found: Imported, section: dict[str, Any]) -> None:
         found.warn(f"{where}.schedule_offset", "no effect: masks are there from the first step on")
     _unknown(found, where, shared)
     for name, (params, match) in groups.items():
-        ratio = params.pop("dense_ratio")
+        ratio = _taken(params, "dense_ratio", f"{where}.{name}.params")
         keep, group = _pattern(ratio, f"{where}.{name}.dense_ratio")
         found.warn(f"{where}.{name}", f"weights are taken out as {keep}:{group}, not anywhere")
         via = {"l1": "one_shot", "topk": "sr_ste"}[method]
@@ -196,7 +207,7 @@ def _weights(found: Imported, section: dict[str, Any]) -> None:
     _unknown(found, _WEIGHT, shared)
     for name, (params, match) in groups.items():
         where = f"{_WEIGHT}.{name}.params"
-        start, target = params.pop("start_bits"), params.pop("target_bits")
+        start, target = _taken(params, "start_bits", where), _taken(params, "target_bits", where)
         period = params.pop("quantization_period", 1)
         if in_forward and start != target:
             found.warn(
@@ -221,7 +232,7 @@ def _activations(found: Imported, section: dict[str, Any]) -> None:
         found.warn(f"{where}.schedule_offset", "no effect: quantized from the first step on")
     _unknown(found, where, shared)
     for name, (params, match) in groups.items():
-        bits = params.pop("bits")
+        bits = _taken(params, "bits", f"{where}.{name}.params")
         if bits != 8:
             raise ValueError(f"{where}.{name}.params.bits={bits}: must be 8")
         act = ActivationGrid.model_validate({} if grid == "symmetric" else {"grid": grid})
@@ -273,7 +284,7 @@ def _quant(
     chosen: dict[str, Any] = {"kind": "quant", "match": match, "weight": {"bits": bits, **used}}
     if schedule is not None:
         chosen["schedule"] = schedule
-    return QuantTransform.model_validate(chosen)
+    return _made(QuantTransform, chosen)
 
 
 def _schedule(
@@ -289,7 +300,14 @@ def _schedule(
     }
     if sensitive:
         chosen |= {"sensitivity": "eigenvalue", "mixed_end": True}
-    return BitSchedule.model_validate({key: value for key, value in chosen.items() if value})
+    return _made(BitSchedule, {key: value for key, value in chosen.items() if value})
+
+
+def _made(kind: type[Made], tree: dict[str, Any]) -> Made:
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(first_fault(error, tree)) from error
 
 
 def _mix(shared: dict[str, Any]) -> float:
@@ -331,7 +349,8 @@ def _sections(
             found.warn(f"{where}.{name}.related_modules", "no effect")
         modules = group.get("modules", "*")
         texts = [modules] if isinstance(modules, str) else modules
-        groups[name] = dict(group["params"]), tuple(_whole(text) for text in texts)
+        params = dict(_taken(dict(group), "params", f"{where}.{name}"))
+        groups[name] = params, tuple(_whole(text) for text in texts)
     if not groups:
         raise ValueError(f"{where}: enabled, but different_groups is empty")
     return shared, groups
