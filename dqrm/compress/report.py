@@ -10,7 +10,6 @@ A MAC is one multiplication and one addition, counted for each row of a layer's 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from dqrm.compress.grids.nm import NM
 from dqrm.compress.grids.record import Grid, WeightRecord
 from dqrm.compress.grids.records_file import records
 from dqrm.compress.lower.codes import Coding, code_bytes
+from dqrm.compress.lower.tensors import dense_tensors, in_layers
 
 _FP32_BYTES = 4
 
@@ -139,29 +139,43 @@ class Account:
         }
 
 
-def account(model: nn.Module, prefix: str = "") -> Account:
+def account(model: nn.Module, *, layers_only: bool = False) -> Account:
     """Return what ``model`` takes, its compressed modules having records.
 
     Args:
         model: of any kind.
-        prefix: counts only modules and tensors whose names begin so, as ``bert.encoder.`` does.
+        layers_only: counts only what is of a layer (:func:`dqrm.compress.lower.tensors.in_layers`).
     """
-    found = {name: r for name, r in records(model).items() if name.startswith(prefix)}
-    weights = {}
-    for name, record in found.items():
-        module = model.get_submodule(name)
-        weights[name] = _cost(module, record)
+    weights = {
+        name: _cost(model.get_submodule(name), record) for name, record in records(model).items()
+    }
+    return account_of(model, weights, layers_only=layers_only)
+
+
+def account_of(
+    model: nn.Module, weights: dict[str, WeightCost], *, layers_only: bool = False
+) -> Account:
+    """Return what ``model`` takes when its compressed weights take ``weights``.
+
+    Args:
+        model: with or without values.
+        weights: by module.
+        layers_only: as of :func:`account`.
+    """
+
+    def counts(tensor: str) -> bool:
+        return not layers_only or in_layers(tensor)
+
     rest_bytes = sum(
-        tensor.nbytes
-        for name, tensor in model.state_dict().items()
-        if name.startswith(prefix) and not _compressed(name, found)
+        tensor.nbytes for name, tensor in dense_tensors(model, weights).items() if counts(name)
     )
     rest_macs = sum(
         module.weight.numel()
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.startswith(prefix) and name not in found
+        if isinstance(module, nn.Linear) and name not in weights and counts(f"{name}.weight")
     )
-    return Account(weights, rest_bytes, rest_macs)
+    counted = {name: cost for name, cost in weights.items() if counts(f"{name}.weight")}
+    return Account(counted, rest_bytes, rest_macs)
 
 
 def _cost(module: nn.Module, record: WeightRecord) -> WeightCost:
@@ -175,10 +189,6 @@ def _cost(module: nn.Module, record: WeightRecord) -> WeightCost:
         record.mask,
         multiplies=not isinstance(module, nn.Embedding),
     )
-
-
-def _compressed(name: str, found: dict[str, Any]) -> bool:
-    return name.endswith(".weight") and name.removesuffix(".weight") in found
 
 
 def _kept(columns: int, mask: NM) -> int:

@@ -219,10 +219,9 @@ class CompressStage(TextTrainingStage):
         """Write the records of the grids, and account for bytes and multiplications."""
         from dqrm.compress.grids.records_file import save_records
         from dqrm.compress.report import account
-        from dqrm.pipelines.text.layers import encoder_path
 
         save_records(folder, model)
-        encoder = account(model, encoder_path(model))
+        encoder = account(model, layers_only=True)
         return {
             **account(model).metrics(),
             "size/encoder_fp32_bytes": float(encoder.fp32_bytes),
@@ -234,23 +233,28 @@ class CompressStage(TextTrainingStage):
         if self.allocation is not None:
             return [("packed", f"as {self.allocation} comes to")]
         from dqrm.pipelines.text.account import planned_account
-        from dqrm.pipelines.text.layers import encoder_path
 
         rows = []
-        for what, prefix in (("packed", ""), ("encoder", encoder_path(skeleton))):
-            planned = planned_account(skeleton, self.transforms, prefix)
+        for what, layers_only in (("packed", False), ("encoder", True)):
+            planned = planned_account(skeleton, self.transforms, layers_only=layers_only)
             smaller = planned.fp32_bytes / planned.stored_bytes
             rows.append((what, f"{planned.stored_bytes:,} bytes, {smaller:.1f} x smaller"))
         return rows
 
     def _attach(self, model: Any) -> None:
         """Attach the transforms to the skeleton of the model, cut already."""
+        from dqrm.compress.lower.shapes import encoder_path
         from dqrm.compress.transforms.build import build_compression
         from dqrm.pipelines.text.finetune import count_steps
+        from dqrm.pipelines.text.sensitivity import schedules_that_ask
 
         train, _, _ = self.data.read()
         steps = count_steps(len(train), self.recipe(self.select_by))
-        build_compression(self.transforms).attach(model, steps)
+        compression = build_compression(self.transforms)
+        compression.attach(model, steps)
+        if schedules_that_ask(compression):
+            # Measured layer by layer, before the first step.
+            encoder_path(model)
 
     def _cut(self, model: Any) -> tuple[tuple[int, ...], int]:
         """Take layers out of ``model``; return those that stay, and how many there were."""

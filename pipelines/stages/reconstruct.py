@@ -67,6 +67,7 @@ class ReconstructStage(CalibratedStage):
 
     def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
         """What a stage with calibration finds, and patterns that name no module."""
+        from dqrm.compress.lower.shapes import encoder_path
         from dqrm.pipelines.text.reconstruction import resolve_targets
 
         found = super().problems(earlier)
@@ -76,6 +77,11 @@ class ReconstructStage(CalibratedStage):
                 resolve_targets(model, self.transforms)
             except ValueError as error:
                 found.append(Problem("transforms", str(error)))
+            try:
+                if self.solver != "none":
+                    encoder_path(model)
+            except ValueError as error:
+                found.append(Problem("solver", f"{error}; solver=none needs none"))
         return found
 
     def skeleton(self, earlier: Mapping[str, Stage]) -> Any:

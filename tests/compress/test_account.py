@@ -99,12 +99,13 @@ def test_bert_base_is_fifty_times_smaller_as_published():
     assert 45 <= plain / small <= 55
 
 
-def test_a_prefix_counts_a_part():
-    model = compressed(QuantizeWeights(["layer0"], 4), QuantizeActivations(["layer0"]))
-    part = account(model, "layer0")
-    assert list(part.weights) == ["layer0"]
-    assert part.rest_bytes == 4 * 40
-    assert part.rest_macs == 0
+def test_the_layers_alone_are_those_in_numbered_lists():
+    model = compressed(QuantizeWeights(["layer0", "table"], 4), QuantizeActivations(["layer0"]))
+    deeper = nn.ModuleDict({"layers": nn.ModuleList([model.layer0, model.layer1])})
+    part = account(nn.ModuleDict({"encoder": deeper, "table": model.table}), layers_only=True)
+    assert list(part.weights) == ["encoder.layers.0"]
+    assert part.rest_bytes == 4 * (40 + 41 * 7 + 7)
+    assert part.rest_macs == 41 * 7
     whole = account(model)
     assert whole.rest_macs == 41 * 7 + 7 * 2
     metrics = whole.metrics()

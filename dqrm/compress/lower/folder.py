@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dqrm.compress.grids.record import codes, weight_record
 from dqrm.compress.lower.build import Target
 from dqrm.compress.lower.packing import NAMES, PackedWeight, pack_weight
+from dqrm.compress.lower.tensors import dense_tensors, in_layers
 from dqrm.data.files import new_file, write_json
 
 METHOD: Final = "dqrm"
@@ -29,7 +30,6 @@ METHOD: Final = "dqrm"
 
 WEIGHTS_FILE: Final = "model.safetensors"
 
-_LAYER = re.compile(r"\.\d+\.")
 _PREFIX = "weight_"
 
 
@@ -67,11 +67,7 @@ def write_lowered(
     packed = pack_model(model, shrink=shrink)
     if not packed and target == "int8":
         raise ValueError("nothing to run on integers: no weight of the model is compressed")
-    tensors = {
-        name: tensor.detach().contiguous()
-        for name, tensor in model.state_dict().items()
-        if not (name.endswith(".weight") and name.removesuffix(".weight") in packed)
-    }
+    tensors = {name: tensor.contiguous() for name, tensor in dense_tensors(model, packed).items()}
     for name, weight in packed.items():
         tensors |= {tensor_name(name, part): data for part, data in weight.tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,11 +122,8 @@ def tensor_bytes(folder: Path) -> dict[str, int]:
 
 
 def encoder_bytes(folder: Path) -> int:
-    """Return the bytes on disk of a model's layers, those in numbered lists of modules.
-
-    Embeddings, pooler and head are left out; biases and norms of the layers are not.
-    """
-    return sum(size for name, size in tensor_bytes(folder).items() if _LAYER.search(name))
+    """Return the bytes on disk of a model's layers, their biases and norms among them."""
+    return sum(size for name, size in tensor_bytes(folder).items() if in_layers(name))
 
 
 def _bits(dtype: str) -> int:

@@ -74,7 +74,7 @@ def encoder_path(model: Any) -> str:
     ]
     if len(found) != 1:
         which = f"several lists ({', '.join(found)})" if found else "no list"
-        raise ValueError(f"{type(model).__name__}: {which} of {count} layers, so none to take out")
+        raise ValueError(f"{type(model).__name__}: {which} of {count} layers to take one by one")
     return found[0]
 
 
