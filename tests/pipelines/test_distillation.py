@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 
 from dqrm.compress.distill.losses import DistillWeights
 from dqrm.pipelines.text.attention import use_plain_attention
@@ -85,6 +86,64 @@ def test_kept_layers_are_those_of_the_model(classifier, batch, tmp_path):
         assert torch.equal(load_any(tmp_path).eval()(**batch).logits, expected)
     with pytest.raises(ValueError, match="layer 3: there are 3, 0 to 2"):
         keep_layers(classifier, (0, 3))
+
+
+SIZES = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "pad_token_id": 0,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "types"),
+    [
+        (
+            transformers.ModernBertConfig(**SIZES, local_attention=4, bos_token_id=2),
+            ["full_attention", "sliding_attention", "full_attention"],
+        ),
+        (
+            transformers.Qwen2Config(
+                **SIZES,
+                num_key_value_heads=2,
+                sliding_window=2,
+                use_sliding_window=True,
+                max_window_layers=2,
+            ),
+            ["full_attention", "sliding_attention", "sliding_attention"],
+        ),
+    ],
+    ids=["ModernBert", "Qwen2"],
+)
+def test_settings_of_kept_layers_stay_theirs(config, types, batch, tmp_path):
+    torch.manual_seed(0)
+    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    keep_layers(model, (0, 2, 3))
+    assert model.config.layer_types == types
+    model.save_pretrained(tmp_path)
+    loaded = load_any(tmp_path).eval()
+    assert loaded.config.layer_types == types
+    with torch.no_grad():
+        assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+def test_layers_that_would_come_back_as_others_are_told():
+    modern = transformers.ModernBertConfig(**SIZES, bos_token_id=2)
+    funnel = transformers.FunnelConfig(
+        vocab_size=40, block_sizes=[1, 1], d_model=16, n_head=2, d_head=8, d_inner=32
+    )
+    for config, message in (
+        (modern, r"layer 1 would be layer 0, which has no attn_norm\.weight; keep layer 0"),
+        (funnel, r"FunnelConfig: .* Please set `block_sizes`"),
+    ):
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+        before = list(model.state_dict())
+        with pytest.raises(ValueError, match=message):
+            keep_layers(model, (1,))
+        assert list(model.state_dict()) == before
 
 
 def test_the_student_s_map_is_by_input_and_output_of_layers(classifier, batch):
