@@ -27,6 +27,7 @@ from dqrm.compress.lower.folder import (
     write_lowered,
 )
 from dqrm.compress.lower.modules import CodeEmbedding, Int8Linear
+from dqrm.compress.lower.tensors import in_layers
 from dqrm.compress.report import account
 from dqrm.compress.transforms.activations import (
     QuantizeActivations,
@@ -57,17 +58,20 @@ def compress(module, grid, bits, granularity=ROW, mask=None, activations=True):
         attach_activation_quantizer(module, 8)
 
 
-def tiny(kind=transformers.BertConfig, auto=transformers.AutoModelForSequenceClassification):
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+
+
+def tiny(
+    kind=transformers.BertConfig, auto=transformers.AutoModelForSequenceClassification, **sizes
+):
     torch.manual_seed(0)
-    names = {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
-    if kind is not transformers.DistilBertConfig:
-        names = {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "intermediate_size": 64,
-        }
-    config = kind(vocab_size=40, max_position_embeddings=64, num_labels=3, **names)
+    sizes = sizes or SIZES
+    config = kind(vocab_size=40, max_position_embeddings=64, num_labels=3, **sizes)
     return auto.from_config(config).eval()
 
 
@@ -248,12 +252,22 @@ def test_tensors_and_bytes_are_those_of_the_packed_weights(mixed, folder, tmp_pa
     assert account(mixed, layers_only=True).stored_bytes == encoder_bytes(tmp_path / "plain")
 
 
-@pytest.mark.parametrize("kind", [transformers.DistilBertConfig, transformers.RobertaConfig])
+OTHERS = {
+    "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+    "Roberta": SIZES,
+    "ModernBert": {**SIZES, "pad_token_id": 0, "bos_token_id": 2},
+    "Funnel": {"block_sizes": [1, 1], "d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64},
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
 def test_other_architectures(kind, tmp_path):
-    model = tiny(kind)
+    model = tiny(getattr(transformers, f"{kind}Config"), **OTHERS[kind])
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and ".layer." in name:
+        if isinstance(module, nn.Linear) and (in_layers(name) or "classif" in name):
             compress(module, "symmetric", 8)
+        elif isinstance(module, nn.Embedding) and ("tok" in name or "word" in name):
+            compress(module, "symmetric", 8, activations=False)
     write_lowered(model, tmp_path)
     with torch.no_grad():
         wanted = model(**inputs()).logits
@@ -261,33 +275,50 @@ def test_other_architectures(kind, tmp_path):
         assert torch.equal(load(tmp_path, "fp32")(**inputs()).logits, wanted)
 
 
-def test_tied_tensors_are_stored_once(tmp_path):
-    config = transformers.BartConfig(
-        vocab_size=40,
-        d_model=32,
-        encoder_layers=1,
-        decoder_layers=2,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=64,
-        decoder_ffn_dim=64,
-        max_position_embeddings=64,
-        init_std=0.2,
-    )
-    torch.manual_seed(0)
-    model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+BART = {
+    "d_model": 32,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "init_std": 0.2,
+}
+SHARED, ENCODER, DECODER = TABLES = (
+    "model.shared",
+    "model.encoder.embed_tokens",
+    "model.decoder.embed_tokens",
+)
+
+
+@pytest.mark.parametrize(
+    ("packed", "stored"),
+    [
+        ([], SHARED),
+        ([SHARED], ENCODER),
+        ([DECODER], SHARED),
+        ([ENCODER, DECODER], SHARED),
+        (TABLES, None),
+    ],
+)
+def test_tied_tensors_are_stored_once(packed, stored, tmp_path):
+    model = tiny(transformers.BartConfig, **BART)
+    for name in packed:
+        compress(model.get_submodule(name), "symmetric", 8, activations=False)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and ".layers." in name:
             compress(module, "symmetric", 8)
     write_lowered(model, tmp_path, shrink=False)
-    tables = [name for name in load_file(tmp_path / "model.safetensors") if "token" in name]
-    assert tables == []
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert [name for name in TABLES if f"{name}.weight" in tensors] == [stored] * bool(stored)
     assert account(model).stored_bytes == sum(tensor_bytes(tmp_path).values())
     batch = inputs()
-    batch["input_ids"] = torch.cat([batch["input_ids"], torch.full((3, 1), config.eos_token_id)], 1)
-    batch["attention_mask"] = torch.cat([batch["attention_mask"], torch.ones(3, 1).long()], 1)
+    # The head reads the hidden state of the last eos.
+    batch["input_ids"][:, 3] = model.config.eos_token_id
     read = load(tmp_path, "fp32")
-    assert read.model.decoder.embed_tokens.weight is read.model.shared.weight
+    dense = [read.get_submodule(name).weight for name in TABLES if name not in packed]
+    assert all(table is dense[0] for table in dense)
     with torch.no_grad():
         wanted = model(**batch).logits
         assert torch.equal(read(**batch).logits, wanted)

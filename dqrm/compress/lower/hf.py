@@ -8,6 +8,7 @@ The model then runs as the folder says: on integers (int8), in bf16, or in FP32.
 
 import logging
 from collections import Counter
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, get_args
 
@@ -76,6 +77,10 @@ class DqrmQuantizer(HfQuantizer):
             layout = Layout.from_json(described)
             shapes = packed_tensors(Path(file), name)
             model.set_submodule(name, _Packed(model.get_submodule(name), layout, shapes))
+        model.all_tied_weights_keys = _tied_without(
+            {f"{name}.weight" for name in self.quantization_config.modules},
+            model.all_tied_weights_keys,
+        )
         return model
 
     def _process_model_after_weight_loading(self, model: Any, **options: Any) -> Any:
@@ -119,7 +124,11 @@ class _Packed(nn.Module):
         self._layout = layout
         self._parts = tuple(tensors)
         self._is_table = isinstance(module, nn.Embedding)
-        self._padding_idx = getattr(module, "padding_idx", None)
+        # Some models initialize the weights of their parts, by these two names, whatever was read.
+        # This one is none that is looked for in the file, and is left alone as if it had been read.
+        self.padding_idx = getattr(module, "padding_idx", None)
+        self.weight = torch.empty(layout.shape, device="meta")
+        self.weight._is_hf_initialized = True  # type: ignore[attr-defined]
         for part, (shape, dtype) in tensors.items():
             empty = torch.empty(shape, dtype=_TYPES[dtype], device="meta")
             self.register_buffer(f"weight_{part}", empty)
@@ -132,8 +141,27 @@ class _Packed(nn.Module):
         tensors = {part: getattr(self, f"weight_{part}") for part in self._parts}
         codes, record = unpack_weight(PackedWeight(self._layout, tensors))
         if self._is_table:
-            return build_embedding(codes, record, self._padding_idx, target), None
+            return build_embedding(codes, record, self.padding_idx, target), None
         return build_linear(codes, record, self.bias, target), no_integers_because(codes, record)
+
+
+def _tied_without(packed: Set[str], tied: Mapping[str, str]) -> dict[str, str]:
+    """Return which weight is the same as which, among those that are not packed.
+
+    Args:
+        packed: weights that are read for themselves.
+        tied: what transformers would tie, each weight to the one it takes its value from.
+    """
+    found: dict[str, str] = {}
+    stand_ins: dict[str, str] = {}
+    for weight, source in tied.items():
+        if weight in packed:
+            continue
+        if source in packed:
+            source = stand_ins.setdefault(source, weight)
+        if source != weight:
+            found[weight] = source
+    return found
 
 
 def load_lowered(folder: str | Path, target: Target | None = None) -> Any:
