@@ -119,10 +119,7 @@ class CompressStage(TextTrainingStage):
             return [*found, Problem("distill.teacher", str(error))]
         if found:
             return found
-        try:
-            model = skeleton_of(self.model, earlier)
-        except ValueError as error:
-            return [Problem("model", str(error))]
+        model = skeleton_of(self.model, earlier)
         if model is None:
             return []
         try:

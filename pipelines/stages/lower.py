@@ -83,6 +83,7 @@ class LowerStage(Stage):
         from dqrm.pipelines.text.library import missing_reason
 
         found = []
+        models = []
         reason = missing_reason()
         if reason is not None:
             found.append(Problem("stage", reason))
@@ -90,6 +91,7 @@ class LowerStage(Stage):
             try:
                 if reference is not None:
                     outside_model(reference)
+                    models.append(None if reason else skeleton_of(reference, earlier))
             except (OSError, ValueError) as error:
                 found.append(Problem(name, str(error)))
         found += self.data.problems()
@@ -97,8 +99,7 @@ class LowerStage(Stage):
             return found
         from dqrm.pipelines.text.latency import check_buckets
 
-        for reference in (self.model, self.compare):
-            model = None if reference is None else skeleton_of(reference, earlier)
+        for model in models:
             try:
                 if model is not None:
                     check_buckets(model, self.buckets)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from dqrm.pipelines.digests import folder_digest
-from dqrm.pipelines.references import outside_model, stages_named
+from dqrm.pipelines.references import outside_model, skeleton_of, stages_named
 from dqrm.pipelines.stage import Problem, Stage
 from dqrm.pipelines.stages.text_data import TextData
 
@@ -31,7 +31,7 @@ class TextModelStage(Stage):
         return digests if folder is None else {**digests, "model": folder_digest(folder)}
 
     def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
-        """A missing package, model, file or column."""
+        """A missing package, model, file or column, and a model that is none."""
         from dqrm.pipelines.text.library import missing_reason
 
         found = []
@@ -40,6 +40,8 @@ class TextModelStage(Stage):
             found.append(Problem("stage", reason))
         try:
             outside_model(self.model)
+            if reason is None:
+                skeleton_of(self.model, earlier)
         except (OSError, ValueError) as error:
             found.append(Problem("model", str(error)))
         return [*found, *self.data.problems()]

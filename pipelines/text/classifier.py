@@ -31,7 +31,7 @@ def load_classifier(folder: Path, labels: Labels, seed: int) -> Any:
         seed: of a new head, and of the dropout that follows.
 
     Raises:
-        ValueError: the folder holds no such model.
+        ValueError: the folder holds no such model, or nothing says which token pads.
     """
     transformers = import_transformers()
     torch.manual_seed(seed)
@@ -43,13 +43,15 @@ def load_classifier(folder: Path, labels: Labels, seed: int) -> Any:
         names["id2label"] = dict(enumerate(labels.classes))
         names["label2id"] = {name: position for position, name in names["id2label"].items()}
     try:
-        return read_pretrained(
+        model = read_pretrained(
             transformers.AutoModelForSequenceClassification,
             folder,
             ignore_mismatched_sizes=True,
             dtype=torch.float32,
             **names,
         )
+        _name_padding(model.config, folder)
+        return model
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: no sequence classifier can be read: {error}") from error
 
@@ -87,18 +89,19 @@ def load_any(folder: Path) -> Any:
     """Read the model of a folder as what it was saved as; without a head where it has none.
 
     Raises:
-        ValueError: the folder holds no model that transformers knows.
+        ValueError: the folder holds no model that transformers knows, or one with a head and
+            nothing says which token pads.
     """
     transformers = import_transformers()
     try:
         config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
         saved_as = (config.architectures or [""])[0]
-        auto = (
-            transformers.AutoModelForSequenceClassification
-            if saved_as.endswith("ForSequenceClassification")
-            else transformers.AutoModel
-        )
-        return read_pretrained(auto, folder, dtype=torch.float32)
+        if not saved_as.endswith("ForSequenceClassification"):
+            return read_pretrained(transformers.AutoModel, folder, dtype=torch.float32)
+        auto = transformers.AutoModelForSequenceClassification
+        model = read_pretrained(auto, folder, dtype=torch.float32)
+        _name_padding(model.config, folder)
+        return model
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: no transformer can be read: {error}") from error
 
@@ -109,17 +112,30 @@ def load_skeleton(folder: Path) -> Any:
     Its head is that of the folder's configuration; transformers says 2 classes where it has none.
 
     Raises:
-        ValueError: the folder holds no model that transformers knows.
+        ValueError: the folder holds no model that transformers knows, or nothing says which token
+            pads.
     """
     transformers = import_transformers()
     try:
         config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        _name_padding(config, folder)
         with torch.device("meta"):
             model = transformers.AutoModelForSequenceClassification.from_config(config)
         restore_shapes(model)
         return model
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: no sequence classifier can be read: {error}") from error
+
+
+def _name_padding(config: Any, folder: Path) -> None:
+    """Have a configuration say which token pads, where only the tokenizer does.
+
+    Classifiers on decoders look for the last token that does not pad.
+    """
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = load_tokenizer(folder).pad_token_id
+        if config.pad_token_id is None:
+            raise ValueError("no token pads; name one in tokenizer_config.json, as pad_token")
 
 
 def save_classifier(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -1,5 +1,7 @@
 """Stages on transformers that are not built as BERT is: what works, and what is told at once."""
 
+import re
+
 import pandas as pd
 import pytest
 import torch
@@ -8,6 +10,7 @@ from safetensors.torch import load_file
 
 from dqrm.pipelines.config import load_pipeline
 from dqrm.pipelines.runner import run_pipeline
+from dqrm.pipelines.text.classifier import load_any
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
 CONFIGS = {
@@ -25,6 +28,7 @@ CONFIGS = {
         "decoder_start_token_id": 3,
     },
     "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+    "Qwen2": {**SIZES, "num_hidden_layers": 2, "num_key_value_heads": 2, "pad_token_id": None},
 }
 """Of tiny models, by what transformers calls them; eos is the tokenizer's [SEP]."""
 
@@ -117,3 +121,32 @@ def test_what_needs_one_list_of_layers_is_told_at_once(made, pipeline, dqrm):
         assert f"{field}: AlbertForSequenceClassification: no list of 3 layers" in done.stderr
     rounded = dqrm("pipeline", "validate", pipeline(folder, reconstruct.replace("lkd", "none")))
     assert rounded.exit_code == 0, rounded.stderr
+
+
+def test_a_decoder_takes_its_padding_from_the_tokenizer(made, pipeline, dqrm):
+    folder = made("Qwen2")
+    assert load_any(folder).config.pad_token_id is None
+    short = "epochs: 1, batch_size: 8, precision: fp32"
+    lower = "stage: lower, model: stage:compress, target: int8, buckets: [[2, 8]], seconds: 1e-6"
+    file = pipeline(
+        folder,
+        f"stage: finetune, model: {folder}, {short}",
+        compress("stage:finetune", r"model\.layers\..*", "distill: {teacher: 'stage:finetune'}"),
+        lower,
+    )
+    plan = dqrm("pipeline", "run", file, "--dry-run")
+    assert plan.exit_code == 0, plan.stderr
+    finetune, _, lowered = run_pipeline(load_pipeline(file)).stages
+    assert load_any(finetune.folder / "model").config.pad_token_id == 0
+    assert lowered.record.metrics["lower/same_answers"] > 0.9
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    file = pipeline(
+        folder, f"stage: finetune, model: {folder}", lower.replace("compress", "finetune")
+    )
+    done = dqrm("pipeline", "validate", file)
+    assert done.exit_code == 2
+    message = "no token pads; name one in tokenizer_config.json, as pad_token"
+    assert re.search(rf"stages\.finetune\.model: .*{message}", done.stderr)
