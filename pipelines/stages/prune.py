@@ -5,11 +5,13 @@ layer in its configuration, and ``pruning.json``: what stays, and the loss of he
 each step. A killed stage begins anew; it takes minutes.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from dqrm.pipelines.stage import MODEL_FOLDER, StageContext
+from dqrm.pipelines.references import skeleton_of
+from dqrm.pipelines.stage import MODEL_FOLDER, Problem, Stage, StageContext
 from dqrm.pipelines.stages.calibrated import CalibratedStage
 from dqrm.settings import Settings
 
@@ -43,6 +45,20 @@ class PruneStage(CalibratedStage):
 
     held_out: PositiveInt = 512
     """Further training rows, which decide what is kept of the fit."""
+
+    def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
+        """What a stage with calibration finds, and a model whose units are not known."""
+        from dqrm.compress.lower.shapes import layer_units
+
+        found = super().problems(earlier)
+        model = None if found else skeleton_of(self.model, earlier)
+        if model is not None:
+            try:
+                layer_units(model)
+            except ValueError as error:
+                kinds = "BERT, RoBERTa, XLM-RoBERTa, CamemBERT and ELECTRA"
+                found.append(Problem("model", f"{error}; those that can be pruned are {kinds}"))
+        return found
 
     def run(self, context: StageContext) -> dict[str, float]:
         """Prune, measure, write the model."""

@@ -28,6 +28,7 @@ CONFIGS = {
         "decoder_start_token_id": 3,
     },
     "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+    "DebertaV2": {**SIZES, "num_hidden_layers": 2},
     "Qwen2": {**SIZES, "num_hidden_layers": 2, "num_key_value_heads": 2, "pad_token_id": None},
 }
 """Of tiny models, by what transformers calls them; eos is the tokenizer's [SEP]."""
@@ -150,3 +151,18 @@ def test_a_decoder_takes_its_padding_from_the_tokenizer(made, pipeline, dqrm):
     assert done.exit_code == 2
     message = "no token pads; name one in tokenizer_config.json, as pad_token"
     assert re.search(rf"stages\.finetune\.model: .*{message}", done.stderr)
+
+
+@pytest.mark.parametrize("kind", ["DistilBert", "DebertaV2"])
+def test_what_cannot_be_pruned_is_told_at_once(made, pipeline, dqrm, kind):
+    folder = made(kind)
+    file = pipeline(
+        folder,
+        f"stage: finetune, model: {folder}",
+        "stage: prune, model: stage:finetune, budget: {macs: 0.7}",
+    )
+    done = dqrm("pipeline", "validate", file)
+    assert done.exit_code == 2
+    told = f"prune.model: {kind}ForSequenceClassification: its layers are not built as BERT's are"
+    assert told in done.stderr
+    assert "those that can be pruned are BERT, RoBERTa" in done.stderr

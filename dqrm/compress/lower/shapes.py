@@ -99,6 +99,8 @@ def layer_units(model: Any) -> list[LayerUnits]:
                 head_size=config.hidden_size // config.num_attention_heads,
             )
             linear_of(units.attention_output), linear_of(units.output)
+            if not isinstance(units.attention, NoHeads):
+                _projections(units)
         except AttributeError as error:
             raise ValueError(
                 f"{type(model).__name__}: its layers are not built as BERT's are ({error})"
@@ -127,8 +129,7 @@ def keep_units(units: LayerUnits, heads: Tensor, neurons: Tensor) -> None:
 def _cut(units: LayerUnits, rows: Tensor | slice, neurons: Tensor | slice, attention: bool) -> None:
     """Keep these rows of query, key and value and these neurons; ``attention``: there are heads."""
     if attention:
-        for name in ("query", "key", "value"):
-            linear = _linear(units.attention.get_submodule(name))
+        for linear in _projections(units):
             _put(linear, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
     else:
         units.layer.get_submodule("attention").add_module("self", NoHeads())
@@ -181,6 +182,10 @@ def restore_shapes(model: Any) -> None:
             )
         rows = slice(num_heads * units.head_size)
         _cut(units, rows, slice(num_neurons), num_heads > 0)
+
+
+def _projections(units: LayerUnits) -> list[nn.Linear]:
+    return [_linear(units.attention.get_submodule(name)) for name in ("query", "key", "value")]
 
 
 def _linear(module: nn.Module) -> nn.Linear:
