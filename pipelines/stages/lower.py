@@ -184,17 +184,17 @@ class LowerStage(Stage):
     def _quality(self, source: Path, lowered: Any, trained: Any) -> dict[str, float]:
         """Metrics of the lowered model, and how far it is from the trained one on the dev rows."""
         from dqrm.pipelines.text.batches import EncodedText
-        from dqrm.pipelines.text.classifier import load_tokenizer, predict_text
+        from dqrm.pipelines.text.classifier import (
+            load_tokenizer,
+            predict_text,
+            require_same_labels,
+        )
         from dqrm.pipelines.text.quality import measure_text
         from dqrm.pipelines.text.tables import Labels
 
         train, dev, test = self.data.read()
         labels = Labels.of(train.labels, self.task, str(self.data.train))
-        if lowered.config.num_labels != labels.num_outputs:
-            raise ValueError(
-                f"model={self.model}: it has {lowered.config.num_labels} outputs, and the data "
-                f"{labels.num_outputs}"
-            )
+        require_same_labels(lowered.config, labels, f"model={self.model}")
         classes = None if labels.classes is None else labels.num_outputs
         tokenizer = load_tokenizer(source)
         metrics: dict[str, float] = {}

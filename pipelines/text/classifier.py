@@ -67,12 +67,35 @@ def load_teacher(folder: Path, labels: Labels) -> Any:
     model = load_any(folder)
     if not type(model).__name__.endswith("ForSequenceClassification"):
         raise ValueError(f"{folder}: {type(model).__name__} has no head; fine-tune it first")
-    if model.config.num_labels != labels.num_outputs:
-        raise ValueError(
-            f"{folder}: it has {model.config.num_labels} outputs, and the data {labels.num_outputs}"
-        )
+    require_same_labels(model.config, labels, str(folder))
     load_records(folder, model)
     return model
+
+
+def require_same_labels(config: Any, labels: Labels, where: str) -> None:
+    """Hold the outputs of a trained classifier against the labels of the data.
+
+    Names that are not those of the data, as LABEL_0, tell nothing.
+
+    Args:
+        config: of the classifier.
+        labels: of the data.
+        where: begins the message.
+
+    Raises:
+        ValueError: there are more or fewer outputs, or they are the same labels in another order.
+    """
+    if config.num_labels != labels.num_outputs:
+        raise ValueError(
+            f"{where}: it has {config.num_labels} outputs, and the data {labels.num_outputs}"
+        )
+    wanted = [name.casefold() for name in labels.classes or ()]
+    named = [str(config.id2label[output]).casefold() for output in range(len(wanted))]
+    if named != wanted and sorted(named) == sorted(wanted):
+        raise ValueError(
+            f"{where}: its outputs are in another order than the labels of the data "
+            f"({', '.join(named)}, not {', '.join(wanted)}); fine-tune it on this data first"
+        )
 
 
 def require_same_tokens(folder: Path, teacher: Path) -> None:

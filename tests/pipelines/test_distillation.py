@@ -8,7 +8,7 @@ import transformers
 
 from dqrm.compress.distill.losses import DistillWeights
 from dqrm.pipelines.text.attention import use_plain_attention
-from dqrm.pipelines.text.classifier import load_any, load_classifier
+from dqrm.pipelines.text.classifier import load_any, load_classifier, load_teacher
 from dqrm.pipelines.text.layers import encoder_layers, keep_layers
 from dqrm.pipelines.text.objective import Distillation, TaskLoss
 from dqrm.pipelines.text.tables import Labels
@@ -66,6 +66,28 @@ def test_a_student_that_is_the_teacher_has_no_loss(classifier, batch):
     torch.autograd.backward(loss)
     assert float(loss.detach()) > 0
     assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_a_teacher_with_other_labels_is_refused(classifier, tmp_path):
+    data = Labels(("negative", "positive"))
+    for names, fault in (
+        (
+            ("Positive", "Negative"),
+            r"another order .*\(positive, negative, not negative, positive\)",
+        ),
+        (("no", "maybe", "yes"), "it has 3 outputs, and the data 2"),
+        (("NEGATIVE", "POSITIVE"), None),
+        (("LABEL_0", "LABEL_1"), None),
+    ):
+        config = copy.deepcopy(classifier.config)
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: output for output, name in enumerate(names)}
+        type(classifier)(config).save_pretrained(tmp_path)
+        if fault is None:
+            assert load_teacher(tmp_path, data).config.num_labels == 2
+        else:
+            with pytest.raises(ValueError, match=rf"{tmp_path}: .*{fault}"):
+                load_teacher(tmp_path, data)
 
 
 def test_kept_layers_are_those_of_the_model(classifier, batch, tmp_path):
