@@ -150,4 +150,10 @@ def _weight_option(transforms: tuple[Any, ...]) -> "WeightOption":
     pattern = None if sparse is None else NM(sparse.keep, sparse.group)
     if grid is None:
         return WeightOption("fp32", 32, Granularity("tensor"), pattern)
-    return WeightOption(grid_of(grid.bits, grid.grid), grid.bits, grid.granularity(), pattern)
+    return WeightOption(
+        grid_of(grid.bits, grid.grid),
+        grid.bits,
+        grid.granularity(),
+        pattern,
+        full_range=grid.range == "full",
+    )

@@ -19,6 +19,7 @@ from dqrm.compress.recon.lkd import LayerLoss, LkdRecipe
 from dqrm.compress.recon.targets import Target, quantize_without_data
 from dqrm.compress.transforms.base import matching_modules
 from dqrm.compress.transforms.config import QuantTransform, patterns
+from dqrm.compress.transforms.weights import grid_of
 from dqrm.data.files import new_folder, write_json
 from dqrm.pipelines.text.batches import EncodedText
 from dqrm.pipelines.text.calibration import forwards, valid_tokens
@@ -45,10 +46,18 @@ def resolve_targets(model: nn.Module, transforms: Sequence[QuantTransform]) -> d
         weight = transform.weight
         if weight is not None and weight.rounding != "nearest":
             raise ValueError(f"match={transform.match}: rounding is to nearest without training")
+        full_range = weight is not None and weight.range == "full"
+        if weight is not None and full_range:
+            grid = grid_of(weight.bits, weight.grid)
+            if grid in ("ternary", "binary"):
+                raise ValueError(
+                    f"match={transform.match}: range has no effect on a {grid} grid; leave it out"
+                )
         target = Target(
             bits=32 if weight is None else weight.bits,
             granularity=Granularity("row") if weight is None else weight.granularity(),
             grid=None if weight is None else weight.grid,
+            full_range=full_range,
             activation_bits=32 if transform.act is None else transform.act.bits,
             activation_grid="symmetric" if transform.act is None else transform.act.grid,
         )

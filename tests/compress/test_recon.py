@@ -211,6 +211,17 @@ def test_gptq_of_inputs_that_do_not_correlate_is_rounding():
     assert torch.equal(dead, rounded)
 
 
+@pytest.mark.parametrize("granularity", [Granularity("row"), Granularity("k_groups", 8)], ids=str)
+def test_gptq_takes_the_scale_of_a_full_range(granularity):
+    weight = torch.randn(5, 40, generator=torch.Generator().manual_seed(4))
+    gram = torch.eye(40).double()
+    rounded, scale = gptq(weight, gram, 3, granularity, full_range=True)
+    plain_codes, plain_scale = fit(weight, "symmetric", 3, granularity, full_range=True)
+    assert torch.equal(scale, plain_scale)
+    record = WeightRecord("symmetric", 3, granularity, plain_scale)
+    assert torch.equal(rounded, dequantize(plain_codes, record))
+
+
 def reference_gptq(weight, gram, bits, damping):
     """The algorithm of the paper without blocks: one column at a time, H^-1 updated in full."""
     left = weight.double().clone()

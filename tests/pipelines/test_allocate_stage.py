@@ -12,7 +12,8 @@ from dqrm.compress.grids.records_file import read_records
 from dqrm.compress.signals.candidates import WeightOption
 from dqrm.pipelines.config import load_pipeline
 from dqrm.pipelines.runner import run_pipeline
-from dqrm.pipelines.stages.allocation import read_allocation
+from dqrm.pipelines.stages.allocate import _weight_option
+from dqrm.pipelines.stages.allocation import read_allocation, with_match
 
 PIPELINE = """\
 threads: 1
@@ -110,3 +111,13 @@ def test_an_option_states_its_bytes_and_its_loss():
     assert nbytes <= weight.numel() // 2 + weight.numel() // 8 + 8 * 4
     candidate = sparse.candidate(weight, fisher)
     assert candidate.loss == pytest.approx(float((value - weight).square().sum() / 2))
+
+
+def test_an_option_has_the_range_that_is_set():
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    for chosen, steps in (("restricted", 7), ("full", 8)):
+        grid = {"bits": 4, "range": chosen}
+        option = _weight_option(with_match([{"kind": "quant", "weight": grid}], [".*"]))
+        value, _ = option.applied(weight)
+        step = weight.abs().amax(1, keepdim=True) / steps
+        torch.testing.assert_close(value / step, (value / step).round())

@@ -7,12 +7,15 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from torch import nn
 
 from dqrm.compress.grids.record import codes, dequantize, weight_record
 from dqrm.compress.grids.records_file import load_records, read_records
 from dqrm.compress.lower.shapes import keep_units, layer_units
 from dqrm.compress.recon.layerwise import GptqRecipe
 from dqrm.compress.recon.lkd import LkdRecipe
+from dqrm.compress.transforms.build import build_compression
+from dqrm.compress.transforms.config import ActivationGrid, QuantTransform, WeightGrid
 from dqrm.pipelines.config import load_pipeline
 from dqrm.pipelines.runner import run_pipeline
 from dqrm.pipelines.text.batches import EncodedText
@@ -133,6 +136,10 @@ def test_what_cannot_be_reconstructed_is_told(file, dqrm):
             "stages.none.transforms.0.schedule={start: 16, period: 10}",
             "a schedule is for training",
         ),
+        (
+            "stages.none.transforms.0.weight={bits: 2, range: full}",
+            "range has no effect on a ternary grid",
+        ),
     ):
         done = dqrm("pipeline", "validate", file, override)
         assert done.exit_code == 2, override
@@ -143,6 +150,25 @@ def test_what_cannot_be_reconstructed_is_told(file, dqrm):
     )
     assert again.exit_code == 2
     assert "stage gptq: stage:none: its weights are on grids already" in again.stderr
+
+
+@pytest.mark.parametrize("weight", [{"bits": 4}, {"bits": 3, "grid": "asymmetric"}], ids=str)
+def test_a_full_range_is_that_of_training(weight):
+    def layer():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(16, 8))
+
+    rounded = {}
+    for chosen in ("restricted", "full"):
+        grids = [QuantTransform(kind="quant", match="0", weight={**weight, "range": chosen})]
+        trained, model = layer(), layer()
+        compression = build_compression(grids)
+        compression.attach(trained, 1)
+        compression.freeze()
+        round_weights(model, resolve_targets(model, grids))
+        rounded[chosen] = model[0].weight
+        assert torch.equal(model[0].weight, trained[0].weight)
+    assert not torch.equal(rounded["restricted"], rounded["full"])
 
 
 @pytest.mark.parametrize("recipe", [None, LkdRecipe(2, 1e-4, 0), GptqRecipe(0.01, False)])
@@ -173,8 +199,6 @@ def test_layers_without_heads_or_neurons(recipe, tiny_bert, sentence_files, tmp_
 
 
 def load_pipeline_transforms():
-    from dqrm.compress.transforms.config import ActivationGrid, QuantTransform, WeightGrid
-
     return [
         QuantTransform(
             kind="quant",

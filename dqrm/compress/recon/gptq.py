@@ -22,6 +22,7 @@ def gptq(
     bits: int,
     granularity: Granularity,
     *,
+    full_range: bool = False,
     damping: float = 0.01,
     act_order: bool = False,
 ) -> tuple[Tensor, Tensor]:
@@ -35,6 +36,7 @@ def gptq(
         gram: float64 [in, in]: X^T X of the inputs.
         bits: of a code.
         granularity: of the scales.
+        full_range: of the scales (see :func:`dqrm.compress.grids.record.fit`).
         damping: added to the diagonal of ``gram``, as a share of its mean.
         act_order: round the columns with the largest inputs first.
     """
@@ -50,7 +52,7 @@ def gptq(
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order]))
     factor = torch.linalg.cholesky(inverse, upper=True)
 
-    _, scale = fit(weight, "symmetric", bits, granularity)
+    _, scale = fit(weight, "symmetric", bits, granularity, full_range=full_range)
     grouped = granularity.kind == "k_groups" and not act_order
     group = granularity.size if grouped else 0
     spread = _spread(scale, granularity, weight)[:, order].double()
@@ -68,7 +70,7 @@ def gptq(
                 ahead[:, max(0, end - column) :] -= (errors[:, : column - begin] @ done)[
                     :, max(0, end - column) :
                 ]
-                fresh = symmetric.scale_of(max_abs(ahead.float()), largest)
+                fresh = symmetric.scale_of(max_abs(ahead.float()), largest + full_range)
                 scale[:, column // group] = fresh
                 spread[:, column : column + group] = fresh.double()
             value, step = left[:, column], spread[:, column]

@@ -157,6 +157,7 @@ class LayerwiseQuantizer:
                 gram,
                 target.bits,
                 target.granularity,
+                full_range=target.full_range,
                 damping=recipe.damping,
                 act_order=recipe.act_order,
             )

@@ -28,6 +28,8 @@ class Target:
     granularity: Granularity = Granularity("row")  # noqa: RUF009
     grid: Grid | None = None
     """None: binary of 1 bit, ternary of 2, else symmetric."""
+    full_range: bool = False
+    """Of a symmetric or asymmetric grid (see :func:`dqrm.compress.grids.record.fit`)."""
     activation_bits: Literal[8, 32] = 32
     activation_grid: ActivationGrid = "symmetric"
 
@@ -40,7 +42,10 @@ class Target:
 def begin(model: nn.Module, name: str, target: Target) -> None:
     """Have a module compute on its grids; its weight is a latent one until :func:`finish`."""
     if not target.keeps_weight:
-        add_step(model, name, FakeQuantizeWeight(target.granularity, target.bits, target.grid))
+        step = FakeQuantizeWeight(
+            target.granularity, target.bits, target.grid, full_range=target.full_range
+        )
+        add_step(model, name, step)
     if target.activation_bits == 8:
         attach_activation_quantizer(model.get_submodule(name), 8, target.activation_grid)
 

@@ -23,6 +23,8 @@ class WeightOption:
     """Of a code; 32 for fp32."""
     granularity: Granularity = Granularity("row")  # noqa: RUF009
     pattern: NM | None = None
+    full_range: bool = False
+    """Of a symmetric or asymmetric grid (see :func:`dqrm.compress.grids.record.fit`)."""
 
     def applied(self, weight: Tensor) -> tuple[Tensor, int]:
         """Return ``weight`` as it would be without any training, and its bytes on the disk."""
@@ -31,7 +33,14 @@ class WeightOption:
             codes = weight if kept is None else torch.where(kept, weight, 0.0)
             record = WeightRecord("fp32", self.bits, self.granularity, torch.empty(0))
         else:
-            codes, record = fit_record(weight, self.grid, self.bits, self.granularity, kept)
+            codes, record = fit_record(
+                weight,
+                self.grid,
+                self.bits,
+                self.granularity,
+                kept,
+                full_range=self.full_range,
+            )
         record = replace(record, mask=self.pattern)
         return dequantize(codes, record), pack_weight(codes, record).nbytes
 
