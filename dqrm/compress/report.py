@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from dqrm.compress.grids.granularity import Granularity, matrix_shape
 from dqrm.compress.grids.nm import NM
-from dqrm.compress.grids.record import Grid, WeightRecord
+from dqrm.compress.grids.record import Grid, WeightRecord, codes
 from dqrm.compress.grids.records_file import records
+from dqrm.compress.grids.symmetric import largest_code
 from dqrm.compress.lower.codes import Coding, code_bytes
 from dqrm.compress.lower.tensors import dense_tensors, in_layers
 
@@ -62,6 +63,7 @@ def weight_cost(
     mask: NM | None = None,
     *,
     multiplies: bool = True,
+    full_range: bool = False,
 ) -> WeightCost:
     """Return what a weight takes on a grid.
 
@@ -72,31 +74,34 @@ def weight_cost(
         granularity: of the scales.
         mask: its pattern.
         multiplies: whether inputs are multiplied with it, as those of an embedding are not.
+        full_range: whether a symmetric grid may have the code -2^(bits-1); of 2 bits, a code then
+            takes all of them.
     """
+    trits = grid in ("ternary", "binary") or (grid == "symmetric" and bits == 2 and not full_range)
     rows, columns = matrix_shape(shape)
     count = rows * columns
     kept = count if mask is None else rows * _kept(columns, mask)
     places = 0
     if grid == "fp32":
-        codes, scales = _FP32_BYTES * count, 0
+        stored, scales = _FP32_BYTES * count, 0
     else:
         scales = _FP32_BYTES * _scales(shape, granularity)
         if grid == "asymmetric":
             scales += (1 if bits <= 8 else 4) * _scales(shape, granularity)
-        codes = _codes(count, grid, bits, zeros=grid != "binary" or mask is not None)
+        stored = _codes(count, bits, trits=trits, zeros=grid != "binary" or mask is not None)
     if mask is not None:
         slots = rows * -(-columns // mask.group) * mask.keep
         if grid == "fp32":
             sparse = _FP32_BYTES * slots
         else:
-            sparse = _codes(slots, grid, bits, zeros=grid != "binary" or slots > kept)
+            sparse = _codes(slots, bits, trits=trits, zeros=grid != "binary" or slots > kept)
         sparse_places = code_bytes(slots, "bits", (mask.group - 1).bit_length())
         # Of few bits, a zero can take less than the place of what is not zero.
-        if grid == "fp32" or sparse + sparse_places <= codes:
-            codes, places = sparse, sparse_places
+        if grid == "fp32" or sparse + sparse_places <= stored:
+            stored, places = sparse, sparse_places
     macs = count if multiplies else 0
     kept_macs = kept if multiplies else 0
-    return WeightCost(_FP32_BYTES * count, codes, places, scales, macs, kept_macs)
+    return WeightCost(_FP32_BYTES * count, stored, places, scales, macs, kept_macs)
 
 
 @dataclass(frozen=True)
@@ -188,7 +193,15 @@ def _cost(module: nn.Module, record: WeightRecord) -> WeightCost:
         record.granularity,
         record.mask,
         multiplies=not isinstance(module, nn.Embedding),
+        full_range=_has_smallest_code(weight.detach(), record),
     )
+
+
+def _has_smallest_code(weight: Tensor, record: WeightRecord) -> bool:
+    """Whether two symmetric bits say -2: of a full range, or where GPTQ went beyond the scale."""
+    if record.grid != "symmetric" or record.bits != 2:
+        return False
+    return bool((codes(weight, record) < -largest_code(2)).any())
 
 
 def _kept(columns: int, mask: NM) -> int:
@@ -197,10 +210,10 @@ def _kept(columns: int, mask: NM) -> int:
     return full * mask.keep + min(rest, mask.keep)
 
 
-def _codes(count: int, grid: Grid, bits: int, *, zeros: bool) -> int:
-    """Bytes of so many codes; of -1, 0 and 1 alone, zeros takes five to a byte."""
+def _codes(count: int, bits: int, *, trits: bool, zeros: bool) -> int:
+    """Bytes of so many codes; of ``trits``, -1, 0 and 1, five fit a byte, or eight without 0."""
     coding: Coding = "bits"
-    if grid in ("ternary", "binary") or (grid == "symmetric" and bits == 2):
+    if trits:
         coding = "trits" if zeros else "signs"
     return code_bytes(count, coding, bits)
 

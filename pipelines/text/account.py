@@ -57,4 +57,5 @@ def _cost(module: nn.Module, grid: WeightGrid | None, mask: NM | None) -> Weight
         grid.granularity(),
         mask,
         multiplies=multiplies,
+        full_range=grid.range == "full",
     )

@@ -9,6 +9,8 @@ from torch import nn
 from dqrm.compress.grids.granularity import Granularity
 from dqrm.compress.grids.nm import NM
 from dqrm.compress.lower.folder import tensor_bytes, write_lowered
+from dqrm.compress.recon.gptq import gptq
+from dqrm.compress.recon.targets import Target, put
 from dqrm.compress.report import account, weight_cost
 from dqrm.compress.transforms.activations import QuantizeActivations
 from dqrm.compress.transforms.base import Compression
@@ -65,6 +67,33 @@ def test_the_account_is_the_file_that_is_not_deflated(bits, pattern, granularity
     assert found.stored_bytes == sum(on_disk.values())
     assert sum(tensor_bytes(tmp_path / "small").values()) <= found.stored_bytes
     assert found.fp32_bytes == 4 * sum(p.numel() for p in Model().parameters())
+
+
+@pytest.mark.parametrize("pattern", [None, NM(2, 4)], ids=str)
+@pytest.mark.parametrize("full_range", [False, True], ids=["restricted", "full"])
+def test_two_symmetric_bits_may_say_more_than_trits(pattern, full_range, tmp_path):
+    sparse = [] if pattern is None else [OneShot(LAYERS, pattern)]
+    grid = QuantizeWeights(LAYERS, 2, grid="symmetric", full_range=full_range)
+    model = compressed(*sparse, grid)
+    write_lowered(model, tmp_path, shrink=False)
+    assert account(model).stored_bytes == sum(tensor_bytes(tmp_path).values())
+    for name, cost in account(model).weights.items():
+        shape = model.get_submodule(name).weight.shape
+        known = weight_cost(shape, "symmetric", 2, grid.granularity, pattern, full_range=full_range)
+        assert cost == known, name
+
+
+def test_gptq_may_go_beyond_the_scale_it_began_with(tmp_path):
+    model = Model()
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(200, 8, generator=generator) @ torch.randn(8, 24, generator=generator)
+    row = Granularity("row")
+    weight = model.layer0.weight.detach()
+    rounded, scale = gptq(weight, (inputs.T @ inputs).double(), 2, row)
+    assert float((rounded / scale).min()) == -2.0
+    put(model.layer0, rounded, scale, Target(2, row, "symmetric"))
+    write_lowered(model, tmp_path, shrink=False)
+    assert account(model).stored_bytes == sum(tensor_bytes(tmp_path).values())
 
 
 def test_by_hand():
