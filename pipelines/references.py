@@ -4,9 +4,12 @@ import importlib
 from collections.abc import Mapping
 from importlib import util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dqrm.pipelines.stage import MODEL_FOLDER, Stage
+
+if TYPE_CHECKING:
+    from dqrm.compress.transforms.config import TransformConfig
 
 _PACKAGE = "package:"
 _STAGE = "stage:"
@@ -83,6 +86,27 @@ def skeleton_of(reference: str, earlier: Mapping[str, Stage]) -> Any:
     folder = outside_model(reference)
     assert folder is not None
     return load_skeleton(folder)
+
+
+def compression_of(
+    reference: str, earlier: Mapping[str, Stage]
+) -> "tuple[TransformConfig, ...] | None":
+    """The transforms that the weights ``reference`` names have been through.
+
+    None where they are not known yet, or no longer, as those of a folder with records.
+
+    Args:
+        reference: a folder, ``package:NAME`` or ``stage:NAME``.
+        earlier: the stages before the one that says so, by name.
+    """
+    from dqrm.compress.grids.records_file import read_records
+
+    key = named_stage(reference)
+    if key is not None:
+        return earlier[key].compression(_before(key, earlier)) if key in earlier else None
+    folder = outside_model(reference)
+    assert folder is not None
+    return None if read_records(folder) else ()
 
 
 def origin_folder(reference: str, earlier: Mapping[str, Stage]) -> Path | None:

@@ -13,13 +13,16 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from dqrm.settings import Settings
 from dqrm.tracking.base import Tracker
 from dqrm.tracking.config import TrackingConfig
+
+if TYPE_CHECKING:
+    from dqrm.compress.transforms.config import TransformConfig
 
 MODEL_FOLDER = "model"
 """Folder, within a stage's output, of the model it made."""
@@ -166,6 +169,13 @@ class Stage(Settings):
         it has run.
         """
         return None
+
+    def compression(self, earlier: Mapping[str, "Stage"]) -> "tuple[TransformConfig, ...] | None":
+        """The transforms that the weights of the model it would make have been through.
+
+        None where they are only known when it has run.
+        """
+        return ()
 
     @abstractmethod
     def run(self, context: StageContext) -> dict[str, float]:

@@ -1,13 +1,13 @@
 """What stages that compress a fine-tuned text model without training it share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import PositiveInt
 
-from dqrm.pipelines.references import model_folder
-from dqrm.pipelines.stage import Interrupted, Stage, StageContext
+from dqrm.pipelines.references import compression_of, model_folder, outside_model
+from dqrm.pipelines.stage import Interrupted, Problem, Stage, StageContext
 from dqrm.pipelines.stages.text_model import TextModelStage
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 class CalibratedStage(TextModelStage):
     """Compress a sequence classifier or regressor by looking at some training rows."""
+
+    takes_patterns: ClassVar[bool] = False
+    """Whether weights may have N:M patterns already, which they keep, and inputs grids."""
 
     samples: PositiveInt = 1024
     """Training rows to look at."""
@@ -30,6 +33,26 @@ class CalibratedStage(TextModelStage):
     seed: int = 0
     """Of which rows are taken, and of their order."""
 
+    def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
+        """What every stage with a text model finds, and a model that is compressed already."""
+        found = super().problems(earlier)
+        if found:
+            return found
+        from dqrm.compress.grids.records_file import read_records
+        from dqrm.compress.transforms.config import QuantTransform
+
+        folder = outside_model(self.model)
+        try:
+            if folder is None:
+                done = compression_of(self.model, earlier) or ()
+                on_grids = [isinstance(t, QuantTransform) and t.weight is not None for t in done]
+            else:
+                on_grids = [record.grid != "fp32" for record in read_records(folder).values()]
+        except (OSError, ValueError) as error:
+            return [Problem("model", str(error))]
+        reason = self._too_late(on_grids)
+        return [] if reason is None else [Problem("model", reason)]
+
     def plan(self, earlier: Mapping[str, Stage]) -> list[tuple[str, str]]:
         """Rows."""
         train, dev, _ = self.data.read()
@@ -42,7 +65,8 @@ class CalibratedStage(TextModelStage):
         """Read the model and the rows.
 
         Raises:
-            ValueError: the model was not fine-tuned on such rows, or is compressed already.
+            ValueError: the model was not fine-tuned on such rows, or is compressed in a way that
+                this would undo.
         """
         from dqrm.compress.grids.records_file import read_records
         from dqrm.pipelines.text.batches import EncodedText
@@ -51,10 +75,9 @@ class CalibratedStage(TextModelStage):
         from dqrm.pipelines.text.tables import Labels
 
         folder = model_folder(self.model, context.inputs)
-        if read_records(folder):
-            raise ValueError(
-                f"{self.model}: its weights are on grids already; {self.stage} comes before that"
-            )
+        reason = self._too_late([r.grid != "fp32" for r in read_records(folder).values()])
+        if reason is not None:
+            raise ValueError(reason)
         train, dev, test = self.data.read()
         labels = Labels.of(train.labels, self.task, str(self.data.train))
         tokenizer = load_tokenizer(folder)
@@ -75,6 +98,20 @@ class CalibratedStage(TextModelStage):
             lambda examples: encoded(examples, self.data.train),
             splits,
         )
+
+    def _too_late(self, on_grids: Sequence[bool]) -> str | None:
+        """Why the model cannot be compressed so any more, if it cannot.
+
+        Args:
+            on_grids: of all that was done to its weights before, whether it put them on grids.
+        """
+        if any(on_grids):
+            what = "its weights are on grids already"
+        elif on_grids and not self.takes_patterns:
+            what = "it has N:M patterns or inputs on grids already"
+        else:
+            return None
+        return f"{self.model}: {what}; {self.stage} comes before that, name the model from then"
 
     def check(self, context: StageContext) -> None:
         """Raise Interrupted where a signal asked to end."""

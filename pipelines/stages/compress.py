@@ -144,6 +144,10 @@ class CompressStage(TextTrainingStage):
             self._cut(model)
         return model
 
+    def compression(self, earlier: Mapping[str, Stage]) -> tuple[TransformConfig, ...] | None:
+        """Its own: training takes weights off the grids they came with."""
+        return self.transforms if self.allocation is None else None
+
     def recipe(self, select_by: str) -> "Recipe":
         """As of fine-tuning; dropout goes by the objective."""
         layerwise = self.distill is not None and self.distill.layerwise

@@ -1,17 +1,18 @@
 """``stage: reconstruct``: a fine-tuned transformer put on low-bit grids in minutes (ZeroQuant).
 
 Its output holds ``model/``: weights in FP32 whose values are on their grids, the tokenizer, and
-``compression.safetensors``, which says on which (``dqrm.compress.grids.records_file``). A killed
-stage goes on behind the last layer it finished and comes to the same weights.
+``compression.safetensors``, which says on which (``dqrm.compress.grids.records_file``). Weights
+that an N:M pattern left at zero stay there. A killed stage goes on behind the last layer it
+finished and comes to the same weights.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from dqrm.compress.transforms.config import QuantTransform
-from dqrm.pipelines.references import named_stage, skeleton_of, stages_named
+from dqrm.compress.transforms.config import QuantTransform, TransformConfig
+from dqrm.pipelines.references import compression_of, named_stage, skeleton_of, stages_named
 from dqrm.pipelines.stage import MODEL_FOLDER, Problem, Stage, StageContext
 from dqrm.pipelines.stages.allocation import read_allocation
 from dqrm.pipelines.stages.calibrated import CalibratedStage
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 class ReconstructStage(CalibratedStage):
     """Put a fine-tuned transformer on low-bit grids without training it (arXiv 2206.01861)."""
+
+    takes_patterns: ClassVar[bool] = True
 
     stage: Literal["reconstruct"] = "reconstruct"
     """Put a fine-tuned transformer on low-bit grids: by rounding, layer-wise distillation, GPTQ."""
@@ -87,6 +90,11 @@ class ReconstructStage(CalibratedStage):
     def skeleton(self, earlier: Mapping[str, Stage]) -> Any:
         """That of the model it takes."""
         return skeleton_of(self.model, earlier)
+
+    def compression(self, earlier: Mapping[str, Stage]) -> tuple[TransformConfig, ...] | None:
+        """What the model has been through, and its own."""
+        before = compression_of(self.model, earlier)
+        return None if before is None or self.allocation is not None else before + self.transforms
 
     def run(self, context: StageContext) -> dict[str, float]:
         """Reconstruct, measure, write the model."""

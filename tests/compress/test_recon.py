@@ -2,13 +2,22 @@
 
 import copy
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from dqrm.compress.grids.granularity import Granularity
-from dqrm.compress.grids.record import WeightRecord, codes, dequantize, fit, weight_record
+from dqrm.compress.grids.nm import NM
+from dqrm.compress.grids.record import (
+    WeightRecord,
+    codes,
+    dequantize,
+    fit,
+    set_weight_record,
+    weight_record,
+)
 from dqrm.compress.recon.capture import (
     LayerStream,
     TensorShelf,
@@ -20,7 +29,11 @@ from dqrm.compress.recon.gptq import gptq, output_error
 from dqrm.compress.recon.layerwise import Calibration, GptqRecipe, LayerwiseQuantizer
 from dqrm.compress.recon.least_squares import UnitLeastSquares
 from dqrm.compress.recon.lkd import LkdRecipe
-from dqrm.compress.recon.targets import Target
+from dqrm.compress.recon.targets import Target, quantize_without_data
+from dqrm.compress.transforms.activations import (
+    attach_activation_quantizer,
+    has_activation_quantizer,
+)
 
 WIDTH, TOKENS, BATCHES, ROWS = 16, 6, 5, 4
 
@@ -249,6 +262,26 @@ def test_gptq_equals_the_algorithm_without_blocks():
     torch.testing.assert_close(rounded, reference_gptq(weight, gram, 4, 0.01))
 
 
+@pytest.mark.parametrize("act_order", [False, True], ids=["in-order", "act-order"])
+@pytest.mark.parametrize("granularity", [Granularity("row"), Granularity("k_groups", 48)], ids=str)
+def test_gptq_leaves_what_a_pattern_cut_at_zero(granularity, act_order):
+    inputs = correlated_inputs(200)
+    gram, pattern = inputs.T @ inputs, NM(2, 4)
+    weight = torch.randn(12, 200, generator=torch.Generator().manual_seed(3))
+    kept = pattern.mask(weight)
+    weight *= kept
+    rounded, scale = gptq(weight, gram, 4, granularity, kept, act_order=act_order)
+    record = WeightRecord("symmetric", 4, granularity, scale)
+    assert torch.equal(rounded, dequantize(codes(rounded, record), record))
+    assert not rounded[~kept].any()
+    plain_codes, plain_scale = fit(weight, "symmetric", 4, granularity)
+    plain = dequantize(plain_codes, WeightRecord("symmetric", 4, granularity, plain_scale))
+    cut = gptq(weight, gram, 4, granularity, act_order=act_order)[0] * kept
+    error = output_error(weight, rounded, gram)
+    assert error < 0.7 * output_error(weight, plain, gram)
+    assert error < output_error(weight, cut, gram)
+
+
 TARGETS = {
     "embed": Target(8),
     **{f"layers.{n}.{name}": Target(3, activation_bits=8) for n in range(3) for name in ("up",)},
@@ -289,6 +322,57 @@ def test_layers_get_nearer_to_the_original_and_leave_records(
     untouched = Encoder()
     for left, right in zip(teacher.parameters(), untouched.parameters(), strict=True):
         assert torch.equal(left, right)
+
+
+def cut_to_patterns(model):
+    """Every up of the layers on 2:4, one with its input on a grid; return its masks."""
+    masks = {}
+    for n, layer in enumerate(model.layers):
+        masks[n] = NM(2, 4).mask(layer.up.weight)
+        with torch.no_grad():
+            layer.up.weight *= masks[n]
+        record = WeightRecord("fp32", 32, Granularity("tensor"), torch.empty(0), NM(2, 4))
+        set_weight_record(layer.up, record)
+    attach_activation_quantizer(model.layers[0].down, 8, "asymmetric")
+    record = replace(record, mask=None, activation_bits=8, activation_grid="asymmetric")
+    set_weight_record(model.layers[0].down, record)
+    return masks
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [None, LkdRecipe(20, 3e-3, 0), GptqRecipe(0.01, False)],
+    ids=["rounded", "lkd", "gptq"],
+)
+def test_what_was_done_to_weights_and_inputs_before_stays(model, batches, tmp_path, recipe):
+    masks = cut_to_patterns(model)
+    if recipe is None:
+        for name, target in TARGETS.items():
+            quantize_without_data(model, name, target)
+    else:
+        run = quantizer(model, copy.deepcopy(model), batches, tmp_path, recipe, "student")
+        for _ in range(3):
+            run.step()
+    for n, layer in enumerate(model.layers):
+        record = weight_record(layer.up)
+        assert (record.grid, record.bits, record.mask) == ("symmetric", 3, NM(2, 4))
+        assert (record.activation_bits, record.activation_grid) == (8, "symmetric")
+        assert torch.equal(layer.up.weight, dequantize(codes(layer.up.weight, record), record))
+        assert not layer.up.weight[~masks[n]].any()
+        record = weight_record(layer.down)
+        assert (record.bits, record.mask) == (4, None)
+        assert record.activation_grid == ("asymmetric" if n == 0 else "symmetric")
+        assert record.activation_bits == (8 if n == 0 else 32)
+        assert has_activation_quantizer(layer.down) == (n == 0)
+
+
+def test_binary_weights_of_a_pattern_have_zeros(model):
+    masks = cut_to_patterns(model)
+    quantize_without_data(model, "layers.0.up", Target(1))
+    weight = model.layers[0].up.weight
+    assert torch.equal(weight != 0, masks[0])
+    with pytest.raises(ValueError, match=r"layers\.0\.up: its weight was compressed before"):
+        quantize_without_data(model, "layers.0.up", Target(8))
 
 
 def test_a_layer_that_training_makes_worse_stays_as_it_was(model, batches, tmp_path):

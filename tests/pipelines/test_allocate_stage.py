@@ -87,6 +87,16 @@ def test_what_cannot_be_allocated_is_told(file, dqrm):
         done = dqrm("pipeline", "run", file, *overrides, "stages.finetune.max_steps=1")
         assert done.exit_code == 2, overrides
         assert message in done.stderr
+    again = (
+        "  - {stage: reconstruct, name: again, model: stage:reconstruct, samples: 8,"
+        " transforms: [{kind: quant, match: '.*pooler.*', weight: {bits: 8}}]}\n"
+    )
+    whole = file.read_text()
+    file.write_text(whole + again)
+    done = dqrm("pipeline", "run", file, "stages.finetune.max_steps=1")
+    assert done.exit_code == 2
+    assert "stage again: stage:reconstruct: its weights are on grids already" in done.stderr
+    file.write_text(whole)
     for override, message in (
         ("stages.allocate.match=.*querry", "no Linear has this name; near it are"),
         ("stages.allocate.options=[[{kind: quant, weight: {bits: 99}}], []]", "option 0: 0.quant"),

@@ -9,6 +9,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 
+from dqrm.compress.grids.nm import NM
 from dqrm.compress.grids.record import codes, dequantize, weight_record
 from dqrm.compress.grids.records_file import load_records, read_records
 from dqrm.compress.lower.shapes import keep_units, layer_units
@@ -144,12 +145,85 @@ def test_what_cannot_be_reconstructed_is_told(file, dqrm):
         done = dqrm("pipeline", "validate", file, override)
         assert done.exit_code == 2, override
         assert message in done.stderr
-    again = dqrm(
-        *("pipeline", "run", file, "--no-track", "stages.finetune.max_steps=1"),
-        "stages.gptq.model=stage:none",
-    )
+    again = dqrm("pipeline", "validate", file, "stages.gptq.model=stage:none")
     assert again.exit_code == 2
-    assert "stage gptq: stage:none: its weights are on grids already" in again.stderr
+    assert "stages.gptq.model: stage:none: its weights are on grids already" in again.stderr
+
+
+SPARSE = """\
+threads: 1
+tracking: {{system_metrics: false, flush_seconds: 0.2, enabled: false}}
+data: {{train: {text}/train.tsv, dev: {text}/dev.tsv.gz}}
+stages:
+  - stage: compress
+    model: {model}
+    max_steps: 6
+    batch_size: 16
+    precision: fp32
+    transforms: [{{kind: nm, match: &layers '.*layer.*(query|key|value|dense)', via: one_shot}}]
+  - stage: reconstruct
+    model: stage:compress
+    samples: 64
+    batch_size: 16
+    solver: {solver}
+    steps: 4
+    transforms: [{{kind: quant, match: *layers, weight: {{bits: 8}}, act: {{bits: 8}}}}]
+  - stage: lower
+    model: stage:reconstruct
+    target: int8
+    buckets: [[1, 16]]
+    seconds: 1.0e-6
+"""
+
+
+@pytest.fixture
+def sparse(tiny_bert, sentence_files):
+    def write(solver="lkd"):
+        path = Path("sparse.yaml")
+        path.write_text(SPARSE.format(model=tiny_bert, text=sentence_files, solver=solver))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_sparse_model_stays_sparse_on_its_grids(sparse, solver, dqrm):
+    compress, reconstruct, lower = run_pipeline(load_pipeline(sparse(solver))).stages
+    cut = load_file(compress.folder / "model" / "model.safetensors")
+    found = load_file(reconstruct.folder / "model" / "model.safetensors")
+    records = read_records(reconstruct.folder / "model")
+    assert len(records) == 12
+    for name, record in records.items():
+        assert (record.mask, record.bits, record.activation_bits) == (NM(2, 4), 8, 8)
+        zero = cut[f"{name}.weight"] == 0
+        assert float(zero.double().mean()) == 0.5
+        assert not found[f"{name}.weight"][zero].any()
+    # 8 bits for half of the weights, and two for the place of each.
+    metrics = lower.record.metrics
+    dense = sum(found[f"{name}.weight"].numel() for name in records)
+    assert (metrics["size/code_bytes"], metrics["size/place_bytes"]) == (dense / 2, dense / 8)
+    assert metrics["size/lowered_bytes"] <= metrics["size/packed_bytes"]
+    assert metrics["lower/same_answers"] == 1.0
+    assert metrics["lower/max_abs_difference"] < 1e-3
+    folder = f"stages.reconstruct.model={reconstruct.folder / 'model'}"
+    again = dqrm("pipeline", "validate", "sparse.yaml", folder)
+    assert again.exit_code == 2
+    assert "its weights are on grids already" in again.stderr
+
+
+def test_what_comes_too_late_is_told_before_it_runs(sparse, dqrm):
+    file = sparse()
+    grids = "[{kind: quant, match: '.*layer.*dense', weight: {bits: 8}}]"
+    at = "sparse.yaml:12: stages.reconstruct.model: stage:compress: its weights are on grids"
+    done = dqrm("pipeline", "validate", file, f"stages.compress.transforms={grids}")
+    assert done.exit_code == 2
+    assert at in done.stderr
+    assert "reconstruct comes before that, name the model from then" in done.stderr
+    prune = "  - {stage: prune, model: stage:compress, budget: {macs: 0.5}}\n"
+    file.write_text(file.read_text() + prune)
+    done = dqrm("pipeline", "validate", file)
+    assert done.exit_code == 2
+    assert "it has N:M patterns or inputs on grids already; prune comes before" in done.stderr
 
 
 @pytest.mark.parametrize("weight", [{"bits": 4}, {"bits": 3, "grid": "asymmetric"}], ids=str)

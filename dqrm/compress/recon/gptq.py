@@ -21,6 +21,7 @@ def gptq(
     gram: Tensor,
     bits: int,
     granularity: Granularity,
+    kept: Tensor | None = None,
     *,
     full_range: bool = False,
     damping: float = 0.01,
@@ -36,6 +37,8 @@ def gptq(
         gram: float64 [in, in]: X^T X of the inputs.
         bits: of a code.
         granularity: of the scales.
+        kept: bool [out, in]: other weights are zero and stay it; what they would make up for, the
+            kept ones behind them do.
         full_range: of the scales (see :func:`dqrm.compress.grids.record.fit`).
         damping: added to the diagonal of ``gram``, as a share of its mean.
         act_order: round the columns with the largest inputs first.
@@ -58,6 +61,7 @@ def gptq(
     spread = _spread(scale, granularity, weight)[:, order].double()
     largest = symmetric.largest_code(bits)
     left = weight.double()[:, order]
+    stays = torch.ones_like(left) if kept is None else kept[:, order].double()
     rounded = torch.zeros_like(left)
     for begin in range(0, columns, _BLOCK):
         end = min(begin + _BLOCK, columns)
@@ -70,11 +74,12 @@ def gptq(
                 ahead[:, max(0, end - column) :] -= (errors[:, : column - begin] @ done)[
                     :, max(0, end - column) :
                 ]
+                ahead *= stays[:, column : column + group]
                 fresh = symmetric.scale_of(max_abs(ahead.float()), largest + full_range)
                 scale[:, column // group] = fresh
                 spread[:, column : column + group] = fresh.double()
             value, step = left[:, column], spread[:, column]
-            rounded[:, column] = symmetric.quantize(value, step, largest) * step
+            rounded[:, column] = symmetric.quantize(value, step, largest) * step * stays[:, column]
             error = (value - rounded[:, column]) / factor[column, column]
             errors[:, column - begin] = error
             left[:, column + 1 : end] -= torch.outer(error, factor[column, column + 1 : end])

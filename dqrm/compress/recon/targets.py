@@ -1,10 +1,14 @@
-"""What a module is to become, and the way there that needs no data."""
+"""What a module is to become, and the way there that needs no data.
+
+A weight that has an N:M pattern already keeps it, and so does an input that has a grid, unless the
+target has another.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dqrm.compress.grids.granularity import Granularity
 from dqrm.compress.grids.record import (
@@ -16,6 +20,7 @@ from dqrm.compress.grids.record import (
 )
 from dqrm.compress.transforms.activations import attach_activation_quantizer
 from dqrm.compress.transforms.latent import add_step, settle
+from dqrm.compress.transforms.patterns import NMStep
 from dqrm.compress.transforms.weights import FakeQuantizeWeight, grid_of
 
 
@@ -40,14 +45,25 @@ class Target:
 
 
 def begin(model: nn.Module, name: str, target: Target) -> None:
-    """Have a module compute on its grids; its weight is a latent one until :func:`finish`."""
+    """Have a module compute on its grids; its weight is a latent one until :func:`finish`.
+
+    Raises:
+        ValueError: the weight is on a grid already, or is another module's, too.
+    """
+    module = model.get_submodule(name)
     if not target.keeps_weight:
         step = FakeQuantizeWeight(
             target.granularity, target.bits, target.grid, full_range=target.full_range
         )
+        pattern = _record_of(module).mask
+        if pattern is not None:
+            kept = NMStep(pattern)
+            kept.mask = kept_weights(module)
+            add_step(model, name, kept)
+            step.follow(kept)
         add_step(model, name, step)
     if target.activation_bits == 8:
-        attach_activation_quantizer(model.get_submodule(name), 8, target.activation_grid)
+        attach_activation_quantizer(module, 8, target.activation_grid)
 
 
 def finish(model: nn.Module, name: str, target: Target) -> None:
@@ -57,19 +73,27 @@ def finish(model: nn.Module, name: str, target: Target) -> None:
     record_activations(module, target)
 
 
-def put(module: nn.Module, weight: torch.Tensor, scale: torch.Tensor, target: Target) -> None:
+def put(module: nn.Module, weight: Tensor, scale: Tensor, target: Target) -> None:
     """Replace a weight by one that is on its grid already, and record it.
 
     Args:
         module: its input is quantized already, where the target says so.
-        weight: float32 [out, in], on the grid of ``scale``, which has no zeros.
+        weight: float32 [out, in], on the grid of ``scale``, which has no zeros, and of the
+            pattern that the module has.
         scale: as ``target.granularity`` shapes it.
         target: of the module.
     """
     with torch.no_grad():
         module.weight.copy_(weight)  # type: ignore[operator]
     grid = grid_of(target.bits, target.grid)
-    set_weight_record(module, WeightRecord(grid, target.bits, target.granularity, scale))
+    record = replace(
+        _record_of(module),
+        grid=grid,
+        bits=target.bits,
+        granularity=target.granularity,
+        scale=scale,
+    )
+    set_weight_record(module, record)
     record_activations(module, target)
 
 
@@ -77,15 +101,28 @@ def record_activations(module: nn.Module, target: Target) -> None:
     """Record the bits of a module's input."""
     if target.activation_bits == 32:
         return
-    plain = WeightRecord("fp32", 32, Granularity("tensor"), torch.empty(0))
-    record = weight_record(module) or plain
     record = replace(
-        record, activation_bits=target.activation_bits, activation_grid=target.activation_grid
+        _record_of(module),
+        activation_bits=target.activation_bits,
+        activation_grid=target.activation_grid,
     )
     set_weight_record(module, record)
+
+
+def kept_weights(module: nn.Module) -> Tensor | None:
+    """Return which weights the pattern of a module keeps (bool, as they); None: it has none."""
+    pattern = _record_of(module).mask
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return None if pattern is None else pattern.mask(weight)
 
 
 def quantize_without_data(model: nn.Module, name: str, target: Target) -> None:
     """Round a weight to its grid; biases, norms and all else stay."""
     begin(model, name, target)
     finish(model, name, target)
+
+
+def _record_of(module: nn.Module) -> WeightRecord:
+    plain = WeightRecord("fp32", 32, Granularity("tensor"), torch.empty(0))
+    return weight_record(module) or plain

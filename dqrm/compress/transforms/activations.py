@@ -63,7 +63,7 @@ class QuantizeActivations(Transform):
 def attach_activation_quantizer(
     module: nn.Module, bits: int, grid: ActivationGrid = "symmetric"
 ) -> None:
-    """Quantize the input of ``module`` from now on; again has no effect.
+    """Quantize the input of ``module`` from now on, on this grid in place of any other.
 
     Args:
         module: takes one float tensor [..., K].
@@ -72,9 +72,9 @@ def attach_activation_quantizer(
     """
     if bits != 8:
         raise ValueError(f"activation bits={bits}: must be 8")
-    if not has_activation_quantizer(module):
-        hook = _quantize_input if grid == "symmetric" else _quantize_input_asymmetrically
-        setattr(module, _HOOK, module.register_forward_pre_hook(hook))
+    detach_activation_quantizer(module)
+    hook = _quantize_input if grid == "symmetric" else _quantize_input_asymmetrically
+    setattr(module, _HOOK, module.register_forward_pre_hook(hook))
 
 
 def detach_activation_quantizer(module: nn.Module) -> None:

@@ -26,19 +26,24 @@ class WeightStep(nn.Module):
     def described(self, record: WeightRecord, before: Tensor) -> WeightRecord:
         """Return ``record`` with what this step does to the weight ``before`` it."""
 
+    def keeps(self, record: WeightRecord) -> bool:
+        """Return whether a compressed weight is still all that ``record`` says after this step."""
+        return record.grid == "fp32" and record.mask is None
+
 
 def add_step(model: nn.Module, name: str, step: WeightStep) -> None:
     """Put ``step`` behind those of the module's weight.
 
     Raises:
-        ValueError: the weight has a step of that kind, was compressed before, or is another
-            module's, too.
+        ValueError: the weight has a step of that kind, was compressed before in a way that the
+            first step does not keep, or is another module's, too.
     """
     module = model.get_submodule(name)
     if any(type(other) is type(step) for other in weight_steps(module)):
         raise ValueError(f"{name}: two transforms of one kind match it")
     if not weight_steps(module):
-        if weight_record(module) is not None:
+        record = weight_record(module)
+        if record is not None and not step.keeps(record):
             raise ValueError(f"{name}: its weight was compressed before")
         for other, parameter in model.named_parameters(remove_duplicate=False):
             if parameter is module.weight and other != f"{name}.weight":

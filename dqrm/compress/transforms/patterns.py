@@ -41,6 +41,10 @@ class NMStep(WeightStep):
         """Return ``record`` with the pattern."""
         return replace(record, mask=self.pattern)
 
+    def keeps(self, record: WeightRecord) -> bool:
+        """Return whether the weight is on no grid, and of no other pattern."""
+        return record.grid == "fp32" and record.mask in (None, self.pattern)
+
 
 def pattern_step(module: nn.Module) -> NMStep | None:
     """Return the step of a module's pattern, if it has one."""
