@@ -130,6 +130,10 @@ class Account:
         """Of the whole model before."""
         return self.total.fp32_bytes + self.rest_bytes
 
+    def __str__(self) -> str:
+        smaller = self.fp32_bytes / self.stored_bytes
+        return f"{self.stored_bytes:,} bytes, {smaller:.1f} x smaller"
+
     def metrics(self) -> dict[str, float]:
         """Return the sums by the names MLflow shows."""
         total = self.total

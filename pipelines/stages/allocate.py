@@ -73,6 +73,16 @@ class AllocateStage(CalibratedStage):
                 found.append(Problem("match", str(error)))
         return found
 
+    def plan(self, earlier: Mapping[str, Stage]) -> list[tuple[str, str]]:
+        """Rows, and the budget."""
+        rows = super().plan(earlier)
+        model = skeleton_of(self.model, earlier)
+        if model is None:
+            return rows
+        whole = sum(4 * module.weight.numel() for module in self._modules(model).values())
+        most = f"as option {self.like}" if self.ratio is None else f"{int(whole / self.ratio):,}"
+        return [*rows, ("budget", f"{most} of {whole:,} bytes")]
+
     def run(self, context: StageContext) -> dict[str, float]:
         """Choose, and write the choice."""
         from dqrm.data.files import write_json

@@ -238,8 +238,7 @@ class CompressStage(TextTrainingStage):
         rows = []
         for what, layers_only in (("packed", False), ("encoder", True)):
             planned = planned_account(skeleton, self.transforms, layers_only=layers_only)
-            smaller = planned.fp32_bytes / planned.stored_bytes
-            rows.append((what, f"{planned.stored_bytes:,} bytes, {smaller:.1f} x smaller"))
+            rows.append((what, str(planned)))
         return rows
 
     def _attach(self, model: Any) -> None:

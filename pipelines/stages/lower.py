@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from dqrm.pipelines.digests import folder_digest
-from dqrm.pipelines.references import model_folder, outside_model, skeleton_of, stages_named
+from dqrm.pipelines.references import (
+    compression_of,
+    model_folder,
+    outside_model,
+    skeleton_of,
+    stages_named,
+)
 from dqrm.pipelines.stage import MODEL_FOLDER, Interrupted, Problem, Stage, StageContext
 from dqrm.pipelines.stages.text_data import TextData
 
@@ -112,10 +118,18 @@ class LowerStage(Stage):
         return skeleton_of(self.model, earlier)
 
     def plan(self, earlier: Mapping[str, Stage]) -> list[tuple[str, str]]:
-        """What runs, and what is timed."""
+        """What runs, what it takes, and what is timed."""
+        from dqrm.pipelines.text.account import planned_account
+
+        skeleton, done = self.skeleton(earlier), compression_of(self.model, earlier)
+        packed = []
+        if skeleton is not None and done:
+            deflated = " before it is deflated" if self.shrink else ""
+            packed.append(("packed", f"{planned_account(skeleton, done)}{deflated}"))
         batches = ", ".join(f"{rows} x {tokens}" for rows, tokens in self.buckets)
         return [
             ("target", self.target),
+            *packed,
             ("timed", f"{batches} tokens, {self.seconds:g} s each by number of threads"),
         ]
 

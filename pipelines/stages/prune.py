@@ -6,14 +6,17 @@ each step. A killed stage begins anew; it takes minutes.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from dqrm.pipelines.references import skeleton_of
+from dqrm.pipelines.references import origin_folder, skeleton_of
 from dqrm.pipelines.stage import MODEL_FOLDER, Problem, Stage, StageContext
 from dqrm.pipelines.stages.calibrated import CalibratedStage
 from dqrm.settings import Settings
+
+if TYPE_CHECKING:
+    from dqrm.pipelines.text.tables import Examples
 
 
 class PruneBudget(Settings):
@@ -47,40 +50,55 @@ class PruneStage(CalibratedStage):
     """Further training rows, which decide what is kept of the fit."""
 
     def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
-        """What a stage with calibration finds, and a model whose units are not known."""
+        """What a stage with calibration finds, too few rows, and a model it cannot cut."""
         from dqrm.compress.lower.shapes import layer_units
 
         found = super().problems(earlier)
-        model = None if found else skeleton_of(self.model, earlier)
-        if model is not None:
-            try:
+        if found:
+            return found
+        try:
+            self._draw(self.data.read()[0])
+        except ValueError as error:
+            found.append(Problem("held_out", str(error)))
+        try:
+            model = skeleton_of(self.model, earlier)
+            if model is not None:
                 layer_units(model)
-            except ValueError as error:
-                kinds = "BERT, RoBERTa, XLM-RoBERTa, CamemBERT and ELECTRA"
-                found.append(Problem("model", f"{error}; those that can be pruned are {kinds}"))
+        except ValueError as error:
+            kinds = "BERT, RoBERTa, XLM-RoBERTa, CamemBERT and ELECTRA"
+            found.append(Problem("model", f"{error}; those that can be pruned are {kinds}"))
         return found
+
+    def plan(self, earlier: Mapping[str, Stage]) -> list[tuple[str, str]]:
+        """Rows, and the multiply-accumulates that the budget pays for."""
+        from dqrm.pipelines.text.batches import EncodedText
+        from dqrm.pipelines.text.classifier import load_tokenizer
+        from dqrm.pipelines.text.unit_masks import UnitCosts
+
+        rows = super().plan(earlier)
+        model, origin = skeleton_of(self.model, earlier), origin_folder(self.model, earlier)
+        if model is None or origin is None:
+            return rows
+        looked_at, _ = self._draw(self.data.read()[0])
+        text = EncodedText(load_tokenizer(origin), looked_at, self.max_length)
+        total = UnitCosts.of(model, text.lengths).total(model)
+        kept = f"at most {self.budget.macs * total:,.0f} of {total:,.0f} a sentence"
+        return [*rows, ("encoder MACs", kept)]
 
     def run(self, context: StageContext) -> dict[str, float]:
         """Prune, measure, write the model."""
         from dataclasses import asdict
 
         from dqrm.data.files import write_json
-        from dqrm.pipelines.text.calibration import draw_rows
         from dqrm.pipelines.text.classifier import save_classifier
         from dqrm.pipelines.text.pruning import PruneRecipe, prune_units
 
         loaded = self.load(context)
-        drawn = draw_rows(loaded.train, self.samples + self.held_out, self.seed)
-        if len(drawn) <= self.held_out:
-            raise ValueError(
-                f"held_out={self.held_out}: there are {len(drawn)} training rows, and some have to "
-                "be left to look at"
-            )
-        count = len(drawn) - self.held_out
+        looked_at, held_out = self._draw(loaded.train)
         pruned = prune_units(
             loaded.model,
-            loaded.encode(drawn.take(range(count))),
-            loaded.encode(drawn.take(range(count, len(drawn)))),
+            loaded.encode(looked_at),
+            loaded.encode(held_out),
             PruneRecipe(
                 macs=self.budget.macs,
                 round_to=self.round_to,
@@ -102,3 +120,20 @@ class PruneStage(CalibratedStage):
             "prune/neurons": float(sum(pruned.neurons)),
             **{f"prune/loss_{name}": value for name, value in pruned.held_out_loss.items()},
         }
+
+    def _draw(self, train: "Examples") -> tuple["Examples", "Examples"]:
+        """The rows to look at, and those held out.
+
+        Raises:
+            ValueError: there are none to look at.
+        """
+        from dqrm.pipelines.text.calibration import draw_rows
+
+        drawn = draw_rows(train, self.samples + self.held_out, self.seed)
+        count = len(drawn) - self.held_out
+        if count <= 0:
+            raise ValueError(
+                f"held_out={self.held_out}: there are {len(drawn)} training rows, and some have to "
+                "be left to look at"
+            )
+        return drawn.take(range(count)), drawn.take(range(count, len(drawn)))

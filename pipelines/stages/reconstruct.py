@@ -91,6 +91,18 @@ class ReconstructStage(CalibratedStage):
         """That of the model it takes."""
         return skeleton_of(self.model, earlier)
 
+    def plan(self, earlier: Mapping[str, Stage]) -> list[tuple[str, str]]:
+        """Rows, and bytes when packed."""
+        from dqrm.pipelines.text.account import planned_account
+
+        rows = super().plan(earlier)
+        if self.allocation is not None:
+            return [*rows, ("packed", f"as {self.allocation} comes to")]
+        skeleton, done = self.skeleton(earlier), self.compression(earlier)
+        if skeleton is not None and done is not None:
+            rows.append(("packed", str(planned_account(skeleton, done))))
+        return rows
+
     def compression(self, earlier: Mapping[str, Stage]) -> tuple[TransformConfig, ...] | None:
         """What the model has been through, and its own."""
         before = compression_of(self.model, earlier)

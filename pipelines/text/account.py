@@ -17,6 +17,8 @@ def planned_account(
 ) -> Account:
     """Return what a model will take when its transforms have come to their end.
 
+    Codes of two symmetric bits are counted as the range says; those of GPTQ may take all of them.
+
     Args:
         skeleton: the model, with or without values; nothing is attached to it.
         transforms: settings of what will be done to it.

@@ -1,6 +1,7 @@
 """Grids chosen matrix by matrix: what is written, that it fits, and who takes it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,14 @@ def test_the_choice_fits_and_is_taken(file):
     }
 
 
-def test_a_budget_may_be_that_of_an_option(file):
+def test_a_budget_may_be_that_of_an_option(file, dqrm):
     overrides = ("stages.allocate.ratio=null", "stages.allocate.like=1")
+    plan = dqrm("pipeline", "run", file, "--dry-run", *overrides).stdout
+    # Four matrices of d x d and two of d x 2 d in each of two layers, of width 32.
+    assert re.search(r"budget +as option 1 of 65,536 bytes\n", plan), plan
+    plan = dqrm("pipeline", "run", file, "--dry-run").stdout
+    assert re.search(r"budget +10,922 of 65,536 bytes\n", plan), plan
+    assert re.search(r"packed +as stage:allocate comes to\n", plan), plan
     allocate = run_pipeline(load_pipeline(file, overrides)).stages[1]
     metrics = allocate.record.metrics
     told = json.loads((allocate.folder / "allocation.json").read_text())["matrices"]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,11 @@ def test_the_stage_from_end_to_end(tiny_bert, sentence_files, recorded_runs, dqr
     Path("tiny.yaml").write_text(PIPELINE.format(model=tiny_bert, text=sentence_files))
     plan = dqrm("pipeline", "run", "tiny.yaml", "--dry-run")
     assert "calibration rows  128 of 320" in plan.stdout, plan.stderr
+    macs = re.search(r"encoder MACs +at most ([\d,]+) of ([\d,]+) a sentence", plan.stdout)
+    least, most = (int(number.replace(",", "")) for number in macs.groups())
+    assert least == pytest.approx(0.6 * most, rel=1e-3)
+    # 13.5 tokens, 3 to 20 words and two marks: 8 d**2 a token and layer, and 2 d s of attention.
+    assert most == pytest.approx(13.5 * 2 * (8 * 32**2 + 2 * 32 * 13.5), rel=0.1)
     result = run_pipeline(load_pipeline(Path("tiny.yaml")))
     finetune, prune, again, _ = result.stages
     whole, pruned = finetune.record.metrics, prune.record.metrics
@@ -231,4 +237,11 @@ def test_what_cannot_be_pruned_is_told(tiny_bert, sentence_files, dqrm):
     many = dqrm("pipeline", "run", "tiny.yaml", "stages.prune.held_out=400", "--no-track",
                 "stages.finetune.max_steps=1")  # fmt: skip
     assert many.exit_code == 2
-    assert "held_out=400: there are 320 training rows" in many.stderr
+    assert "stages.prune.held_out: held_out=400: there are 320 training rows" in many.stderr
+    config = transformers.DistilBertConfig(
+        vocab_size=40, dim=32, hidden_dim=64, n_layers=1, n_heads=2
+    )
+    config.save_pretrained("distilled")
+    other = dqrm("pipeline", "validate", "tiny.yaml", "stages.prune.model=distilled")
+    assert other.exit_code == 2
+    assert "stages.prune.model: DistilBertForSequenceClassification" in other.stderr

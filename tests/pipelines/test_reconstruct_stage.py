@@ -1,5 +1,6 @@
 """Reconstruction from end to end: rounding, distillation and GPTQ of a tiny fine-tuned BERT."""
 
+import re
 import signal
 from pathlib import Path
 
@@ -205,6 +206,11 @@ def test_a_sparse_model_stays_sparse_on_its_grids(sparse, solver, dqrm):
     assert metrics["size/lowered_bytes"] <= metrics["size/packed_bytes"]
     assert metrics["lower/same_answers"] == 1.0
     assert metrics["lower/max_abs_difference"] < 1e-3
+    if solver == "none":
+        plan = dqrm("pipeline", "run", "sparse.yaml", "--dry-run")
+        size = f"{int(metrics['size/packed_bytes']):,} bytes, "
+        told = re.findall(rf"packed +{size}\S+ x smaller(.*)", plan.stdout)
+        assert told == ["", " before it is deflated"], plan.stdout
     folder = f"stages.reconstruct.model={reconstruct.folder / 'model'}"
     again = dqrm("pipeline", "validate", "sparse.yaml", folder)
     assert again.exit_code == 2
