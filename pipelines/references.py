@@ -82,7 +82,11 @@ def skeleton_of(reference: str, earlier: Mapping[str, Stage]) -> Any:
     if key is not None:
         if key not in earlier:
             return None
-        return earlier[key].skeleton(_before(key, earlier))
+        try:
+            return earlier[key].skeleton(_before(key, earlier))
+        except OSError:
+            # What is not there, the stage that names it tells.
+            return None
     folder = outside_model(reference)
     assert folder is not None
     return load_skeleton(folder)

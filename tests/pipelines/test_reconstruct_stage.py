@@ -142,6 +142,7 @@ def test_what_cannot_be_reconstructed_is_told(file, dqrm):
             "stages.none.transforms.0.weight={bits: 2, range: full}",
             "range has no effect on a ternary grid",
         ),
+        ("stages.finetune.model=absent", "tiny.yaml:5: stages.finetune.model: absent: no such"),
     ):
         done = dqrm("pipeline", "validate", file, override)
         assert done.exit_code == 2, override
