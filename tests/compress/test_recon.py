@@ -32,6 +32,7 @@ from dqrm.compress.recon.lkd import LkdRecipe
 from dqrm.compress.recon.targets import Target, quantize_without_data
 from dqrm.compress.transforms.activations import (
     attach_activation_quantizer,
+    fake_quantize_tokens,
     has_activation_quantizer,
 )
 
@@ -373,6 +374,15 @@ def test_binary_weights_of_a_pattern_have_zeros(model):
     assert torch.equal(weight != 0, masks[0])
     with pytest.raises(ValueError, match=r"layers\.0\.up: its weight was compressed before"):
         quantize_without_data(model, "layers.0.up", Target(8))
+
+
+def test_a_target_puts_inputs_on_its_grid_in_place_of_another(model):
+    cut_to_patterns(model)
+    quantize_without_data(model, "layers.0.down", Target(8, activation_bits=8))
+    layer = model.layers[0].down
+    x = torch.rand(5, 24, generator=torch.Generator().manual_seed(6))
+    expected = nn.functional.linear(fake_quantize_tokens(x), layer.weight, layer.bias)
+    assert torch.equal(layer(x), expected)
 
 
 def test_a_layer_that_training_makes_worse_stays_as_it_was(model, batches, tmp_path):

@@ -218,6 +218,27 @@ def test_a_sparse_model_stays_sparse_on_its_grids(sparse, solver, dqrm):
     assert "its weights are on grids already" in again.stderr
 
 
+def test_a_stopped_stage_goes_on_with_a_sparse_model_whose_inputs_change_grids(sparse):
+    before = "via: one_shot}, {kind: quant, match: *layers, act: {bits: 8, grid: asymmetric}}]"
+    file = sparse()
+    text, _, _ = file.read_text().partition("  - stage: lower")
+    file.write_text(text.replace("via: one_shot}]", before))
+    whole = run_pipeline(load_pipeline(file)).stages[-1]
+
+    def stop_in_the_second_layer(phase, done, total, unit):
+        if phase == "reconstruct: layers" and done == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    halves = load_pipeline(file, ["name=halves"])
+    assert run_pipeline(halves, progress=stop_in_the_second_layer).interrupted == signal.SIGINT
+    halved = run_pipeline(halves).stages[-1]
+    left, right = (load_file(s.folder / "model" / "model.safetensors") for s in (whole, halved))
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    assert halved.record.metrics["best/val_loss"] == whole.record.metrics["best/val_loss"]
+    for record in read_records(halved.folder / "model").values():
+        assert (record.mask, record.activation_grid) == (NM(2, 4), "symmetric")
+
+
 def test_what_comes_too_late_is_told_before_it_runs(sparse, dqrm):
     file = sparse()
     grids = "[{kind: quant, match: '.*layer.*dense', weight: {bits: 8}}]"
