@@ -6,13 +6,19 @@ from importlib import util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dqrm.pipelines.stage import MODEL_FOLDER, Stage
+from dqrm.pipelines.stage import MODEL_FOLDER, Product, Stage
 
 if TYPE_CHECKING:
     from dqrm.compress.transforms.config import TransformConfig
 
 _PACKAGE = "package:"
 _STAGE = "stage:"
+# By field; others take a transformer.
+_TAKES: Mapping[str, Product] = {
+    "allocation": "allocation",
+    "candidate": "recommender",
+    "data": "data set",
+}
 
 
 def named_stage(reference: str) -> str | None:
@@ -24,7 +30,8 @@ def stages_named(earlier: Mapping[str, Stage], **references: str | None) -> tupl
     """The stages among ``references``, given by field.
 
     Raises:
-        ValueError: one of them is no earlier stage; the message names the field.
+        ValueError: one of them is no earlier stage, or makes something else than the field takes;
+            the message names the field.
     """
     named = []
     for field, reference in references.items():
@@ -34,6 +41,12 @@ def stages_named(earlier: Mapping[str, Stage], **references: str | None) -> tupl
         if key not in earlier:
             there = f"there are: {', '.join(earlier)}" if earlier else "it is the first one"
             raise ValueError(f"{field}={reference}: no earlier stage is called so; {there}")
+        wanted = _TAKES.get(field, "transformer")
+        if earlier[key].makes != wanted:
+            fitting = [name for name, stage in earlier.items() if stage.makes == wanted]
+            there = f"there are: {', '.join(fitting)}" if fitting else "there is none before it"
+            kind = earlier[key].stage
+            raise ValueError(f"{field}={reference}: a stage {kind} makes no {wanted}; {there}")
         named.append(key)
     return tuple(dict.fromkeys(named))
 

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -82,8 +82,15 @@ class StageContext:
     """Takes a phase, the units done, all of them, and their name."""
 
 
+Product = Literal["transformer", "packed model", "allocation", "recommender", "data set", "nothing"]
+"""What other stages can take from a stage."""
+
+
 class Stage(Settings):
     """One stage of a pipeline."""
+
+    makes: ClassVar[Product] = "nothing"
+    """What its output is to other stages."""
 
     stage: str
     """Which kind of stage this is."""

@@ -7,13 +7,13 @@ take by ``allocation: stage:NAME`` (and that can be copied into a pipeline's fil
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from dqrm.compress.transforms.config import NMTransform, Patterns, QuantTransform, patterns
 from dqrm.pipelines.references import skeleton_of
-from dqrm.pipelines.stage import Problem, Stage, StageContext
+from dqrm.pipelines.stage import Problem, Product, Stage, StageContext
 from dqrm.pipelines.stages.allocation import with_match, write_allocation
 from dqrm.pipelines.stages.calibrated import CalibratedStage
 
@@ -25,6 +25,8 @@ Option = tuple[dict[str, Any], ...]
 
 class AllocateStage(CalibratedStage):
     """Choose bits and patterns matrix by matrix (the search of arXiv 2206.15014, section 3)."""
+
+    makes: ClassVar[Product] = "allocation"
 
     stage: Literal["allocate"] = "allocate"
     """Choose grids and patterns matrix by matrix, at the least expected loss within a budget."""

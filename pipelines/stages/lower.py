@@ -8,7 +8,7 @@ its quality, and its latency, taking turns with an uncompressed model.
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -20,7 +20,7 @@ from dqrm.pipelines.references import (
     skeleton_of,
     stages_named,
 )
-from dqrm.pipelines.stage import MODEL_FOLDER, Interrupted, Problem, Stage, StageContext
+from dqrm.pipelines.stage import MODEL_FOLDER, Interrupted, Problem, Product, Stage, StageContext
 from dqrm.pipelines.stages.text_data import TextData
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ Bucket = tuple[PositiveInt, PositiveInt]
 
 class LowerStage(Stage):
     """Pack a compressed classifier, and measure it as it is shipped."""
+
+    makes: ClassVar[Product] = "packed model"
 
     stage: Literal["lower"] = "lower"
     """Pack a compressed classifier, and measure size, quality and latency of what is shipped."""
@@ -105,6 +107,8 @@ class LowerStage(Stage):
             return found
         from dqrm.pipelines.text.latency import check_buckets
 
+        if self.target == "int8" and compression_of(self.model, earlier) == ():
+            return [Problem("target", f"int8: nothing of {self.model} is compressed")]
         for model in models:
             try:
                 if model is not None:

@@ -8,12 +8,12 @@ import glob
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, model_validator
 
 from dqrm.configuration import load
-from dqrm.pipelines.stage import DATA_FOLDER, Interrupted, Problem, Stage, StageContext
+from dqrm.pipelines.stage import DATA_FOLDER, Interrupted, Problem, Product, Stage, StageContext
 from dqrm.pipelines.stages.overrides import as_overrides
 from dqrm.tracking.config import TrackingConfig
 from dqrm.tracking.model_reference import ModelReference
@@ -33,6 +33,8 @@ Files = Annotated[tuple[Path, ...], Field(min_length=1)]
 
 class PrepareStage(Stage):
     """Prepare raw rows."""
+
+    makes: ClassVar[Product] = "data set"
 
     stage: Literal["prepare"] = "prepare"
     """Prepare raw rows, as dqrm data prepare does."""

@@ -1,16 +1,18 @@
 """What all stages that take a text model and its rows share."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 from dqrm.pipelines.digests import folder_digest
 from dqrm.pipelines.references import outside_model, skeleton_of, stages_named
-from dqrm.pipelines.stage import Problem, Stage
+from dqrm.pipelines.stage import Problem, Product, Stage
 from dqrm.pipelines.stages.text_data import TextData
 
 
 class TextModelStage(Stage):
     """Do something to a sequence classifier or regressor."""
+
+    makes: ClassVar[Product] = "transformer"
 
     model: str
     """Folder in Hugging Face's format, package:NAME (installed), or stage:NAME (an earlier one)."""

@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import model_validator
 
@@ -22,6 +22,7 @@ from dqrm.pipelines.stage import (
     MODEL_FOLDER,
     Interrupted,
     Problem,
+    Product,
     Stage,
     StageContext,
 )
@@ -41,6 +42,8 @@ _OF_THE_PIPELINE = ("name", "output", "tracking")
 
 class TrainStage(Stage):
     """Train a recommender."""
+
+    makes: ClassVar[Product] = "recommender"
 
     stage: Literal["train"] = "train"
     """Train a recommender, as dqrm train does."""

@@ -106,7 +106,10 @@ def test_what_cannot_be_allocated_is_told(file, dqrm):
     file.write_text(whole)
     for override, message in (
         ("stages.allocate.match=.*querry", "no Linear has this name; near it are"),
-        ("stages.allocate.options=[[{kind: quant, weight: {bits: 99}}], []]", "option 0: 0.weight.bits"),
+        (
+            "stages.allocate.options=[[{kind: quant, weight: {bits: 99}}], []]",
+            "option 0: 0.weight.bits",
+        ),
         ("stages.reconstruct.allocation=finetune", "must be stage:NAME"),
         ("stages.allocate.ratio=null", "set ratio or like"),
         ("stages.allocate.like=1", "set ratio or like"),

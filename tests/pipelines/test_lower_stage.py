@@ -148,10 +148,31 @@ def test_faults(file, dqrm):
         assert message in done.stderr
     plan = dqrm("pipeline", "run", path, "--dry-run")
     assert "1 x 16, 4 x 32 tokens" in plan.stdout
-    short = ["stages.finetune.max_steps=1", "stages.compress.max_steps=1"]
     wrong = dqrm("pipeline", "validate", path, "stages.lower.buckets=[[1,65]]")
     assert wrong.exit_code == 2
     assert "buckets: a bucket of 65 tokens: the model takes up to 64" in wrong.stderr
-    nothing = dqrm("pipeline", "run", path, *short, "stages.lower.model=stage:finetune")
+    nothing = dqrm("pipeline", "validate", path, "stages.lower.model=stage:finetune")
     assert nothing.exit_code == 2
-    assert "target=int8: nothing of stage:finetune is compressed" in nothing.stderr
+    assert "lower.target: int8: nothing of stage:finetune is compressed" in nothing.stderr
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        (
+            "{stage: compress, name: again, model: stage:lower, data: *data, layers: 1}",
+            "model=stage:lower: a stage lower makes no transformer; there are: finetune, compress",
+        ),
+        (
+            "{stage: reconstruct, model: stage:finetune, data: *data, allocation: stage:finetune}",
+            "allocation=stage:finetune: a stage finetune makes no allocation; there is none before",
+        ),
+    ],
+)
+def test_what_a_stage_makes_fits_what_takes_it(file, dqrm, stage, message):
+    path = file()
+    with path.open("a") as more:
+        more.write(f"  - {stage}\n")
+    done = dqrm("pipeline", "validate", path)
+    assert done.exit_code == 2
+    assert message in done.stderr
