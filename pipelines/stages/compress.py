@@ -127,6 +127,9 @@ class CompressStage(TextTrainingStage):
         except ValueError as error:
             return [Problem("layers", str(error))]
         if self.distill is not None and teacher is not None:
+            if self.distill.layerwise and model.config.is_encoder_decoder:
+                text = "has layers of an encoder and a decoder; set distill.hidden and attention 0"
+                return [Problem("distill", f"{self.model} {text}")]
             try:
                 self._map(self.distill, kept, depth, teacher.config.num_hidden_layers)
             except ValueError as error:

@@ -113,7 +113,7 @@ class Distillation:
         given = model(**inputs, **self._wanted)
         return Outputs(
             logits=given.logits,
-            hidden=given.hidden_states or (),
-            attentions=given.attentions or (),
+            hidden=given.get("hidden_states") or (),
+            attentions=given.get("attentions") or (),
             mask=inputs["attention_mask"],
         )

@@ -181,3 +181,16 @@ def test_the_student_s_map_is_by_input_and_output_of_layers(classifier, batch):
     assert float(loss.detach()) == 0.0
     other = distillation(teacher, (0, 1, 3), weights=layers)(classifier, batch, labels)
     assert float(other.detach()) > 1e-4
+
+
+def test_an_encoder_with_a_decoder_learns_from_logits(batch):
+    config = transformers.BartConfig(
+        vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=1, num_labels=2,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=8, decoder_ffn_dim=8,
+        max_position_embeddings=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    teacher, student = (transformers.BartForSequenceClassification(config).eval() for _ in range(2))
+    batch["input_ids"][:, 0] = config.eos_token_id
+    logits = DistillWeights(logits=1.0, hidden=0.0, attention=0.0)
+    loss = distillation(teacher, (), weights=logits)(student, batch, torch.tensor([0, 1, 1]))
+    assert float(loss.detach()) > 0
