@@ -32,8 +32,14 @@ def check_pipeline(config: PipelineConfig, file: Path) -> None:
 
 
 def _problems(stage: Stage, earlier: dict[str, Stage]) -> list[Problem]:
+    found = []
     try:
         stage.inputs(earlier)
     except ValueError as error:
-        return [Problem("", str(error)), *stage.problems(earlier)]
-    return stage.problems(earlier)
+        found.append(Problem("", str(error)))
+    try:
+        found += stage.problems(earlier)
+    except (OSError, ValueError) as error:
+        # Of a kind the stage did not foresee; those of other stages are told all the same.
+        found.append(Problem("", str(error)))
+    return found

@@ -83,11 +83,15 @@ def model_folder(reference: str, inputs: Mapping[str, Path]) -> Path:
 
 
 def skeleton_of(reference: str, earlier: Mapping[str, Stage]) -> Any:
-    """The transformer that ``reference`` names, without values; None where it is not known yet.
+    """The transformer that ``reference`` names, without values; None where it is not known.
 
     Args:
         reference: a folder, ``package:NAME`` or ``stage:NAME``.
         earlier: the stages before the one that says so, by name.
+
+    Raises:
+        OSError: there is no such folder or package.
+        ValueError: the folder holds no model that transformers knows.
     """
     from dqrm.pipelines.text.classifier import load_skeleton
 
@@ -97,8 +101,8 @@ def skeleton_of(reference: str, earlier: Mapping[str, Stage]) -> Any:
             return None
         try:
             return earlier[key].skeleton(_before(key, earlier))
-        except OSError:
-            # What is not there, the stage that names it tells.
+        except (OSError, ValueError):
+            # A problem of that stage, which tells it.
             return None
     folder = outside_model(reference)
     assert folder is not None

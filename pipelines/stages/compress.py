@@ -24,6 +24,7 @@ from dqrm.pipelines.references import (
 )
 from dqrm.pipelines.stage import Problem, Stage, StageContext
 from dqrm.pipelines.stages.allocation import read_allocation
+from dqrm.pipelines.stages.text_model import model_problems
 from dqrm.pipelines.stages.text_training import TextTrainingStage
 from dqrm.settings import Settings
 
@@ -113,15 +114,12 @@ class CompressStage(TextTrainingStage):
     def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
         """What fine-tuning finds, and settings that do not fit the model."""
         found = super().problems(earlier)
-        try:
-            teacher = None if self.teacher is None else skeleton_of(self.teacher, earlier)
-        except (OSError, ValueError) as error:
-            return [*found, Problem("distill.teacher", str(error))]
-        if found:
-            return found
-        model = skeleton_of(self.model, earlier)
+        if self.teacher is not None:
+            found += model_problems("distill.teacher", self.teacher)
+        model = None if found else skeleton_of(self.model, earlier)
         if model is None:
-            return []
+            return found
+        teacher = None if self.teacher is None else skeleton_of(self.teacher, earlier)
         try:
             kept, depth = self._cut(model)
         except ValueError as error:

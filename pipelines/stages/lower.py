@@ -22,6 +22,7 @@ from dqrm.pipelines.references import (
 )
 from dqrm.pipelines.stage import MODEL_FOLDER, Interrupted, Problem, Product, Stage, StageContext
 from dqrm.pipelines.stages.text_data import TextData
+from dqrm.pipelines.stages.text_model import model_problems
 
 if TYPE_CHECKING:
     from dqrm.compress.lower.build import Target
@@ -90,18 +91,13 @@ class LowerStage(Stage):
         """A missing package, model, file or column, and buckets longer than a model can take."""
         from dqrm.pipelines.text.library import missing_reason
 
-        found = []
-        models = []
         reason = missing_reason()
         if reason is not None:
-            found.append(Problem("stage", reason))
-        for name, reference in (("model", self.model), ("compare", self.compare)):
-            try:
-                if reference is not None:
-                    outside_model(reference)
-                    models.append(None if reason else skeleton_of(reference, earlier))
-            except (OSError, ValueError) as error:
-                found.append(Problem(name, str(error)))
+            found = [Problem("stage", reason)]
+        else:
+            found = model_problems("model", self.model)
+            if self.compare is not None:
+                found += model_problems("compare", self.compare)
         found += self.data.problems()
         if found:
             return found
@@ -109,7 +105,8 @@ class LowerStage(Stage):
 
         if self.target == "int8" and compression_of(self.model, earlier) == ():
             return [Problem("target", f"int8: nothing of {self.model} is compressed")]
-        for model in models:
+        for reference in (self.model, self.compare):
+            model = None if reference is None else skeleton_of(reference, earlier)
             try:
                 if model is not None:
                     check_buckets(model, self.buckets)

@@ -36,14 +36,26 @@ class TextModelStage(Stage):
         """A missing package, model, file or column, and a model that is none."""
         from dqrm.pipelines.text.library import missing_reason
 
-        found = []
         reason = missing_reason()
-        if reason is not None:
-            found.append(Problem("stage", reason))
-        try:
-            outside_model(self.model)
-            if reason is None:
-                skeleton_of(self.model, earlier)
-        except (OSError, ValueError) as error:
-            found.append(Problem("model", str(error)))
+        found = (
+            model_problems("model", self.model) if reason is None else [Problem("stage", reason)]
+        )
         return [*found, *self.data.problems()]
+
+
+def model_problems(field: str, reference: str) -> list[Problem]:
+    """What is wrong with a model from outside.
+
+    Args:
+        field: that names the model, for the problem.
+        reference: a folder, package:NAME, or stage:NAME, whose problems are that stage's.
+    """
+    from dqrm.pipelines.text.classifier import load_skeleton
+
+    try:
+        folder = outside_model(reference)
+        if folder is not None:
+            load_skeleton(folder)
+    except (OSError, ValueError) as error:
+        return [Problem(field, str(error))]
+    return []

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from dqrm.pipelines.config import load_pipeline
 from dqrm.pipelines.runner import run_pipeline
+from dqrm.pipelines.stages.lower import LowerStage
 
 PIPELINE = """\
 threads: 1
@@ -176,3 +177,32 @@ def test_what_a_stage_makes_fits_what_takes_it(file, dqrm, stage, message):
     done = dqrm("pipeline", "validate", path)
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+def test_a_fault_of_one_stage_leaves_those_of_others(file, dqrm, monkeypatch):
+    path = file()
+    for overrides, faults in (
+        (["stages.finetune.model=package:nope"], ["5: stages.finetune.model: package:nope: no"]),
+        (["stages.compress.layers=7"], ["stages.compress.layers: 7 layers cannot"]),
+        (
+            ["stages.finetune.model=package:nope", "stages.lower.compare=absent"],
+            ["stages.finetune.model: package:nope", "stages.lower.compare: absent: no such folder"],
+        ),
+    ):
+        done = dqrm("pipeline", "validate", path, *overrides)
+        assert done.exit_code == 2, overrides
+        assert all(fault in done.stderr for fault in faults), done.stderr
+        assert done.stderr.count("stages.") == len(faults), done.stderr
+
+    Path("damaged").mkdir()
+    Path("damaged/config.json").write_text('{"model_type": "unheard-of"}')
+    done = dqrm("pipeline", "validate", path, "stages.lower.model=damaged")
+    assert re.search(r"tiny.yaml:\d+: stages.lower.model: damaged: no sequence", done.stderr)
+
+    def fail(stage, earlier):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(LowerStage, "problems", fail)
+    done = dqrm("pipeline", "validate", path, "stages.finetune.model=package:nope")
+    assert "stages.finetune.model: package:nope" in done.stderr
+    assert re.search(r"tiny.yaml:\d+: stages.lower: the disk is gone", done.stderr)
