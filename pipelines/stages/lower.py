@@ -97,7 +97,7 @@ class LowerStage(Stage):
         else:
             found = model_problems("model", self.model)
             if self.compare is not None:
-                found += model_problems("compare", self.compare)
+                found += model_problems("compare", self.compare, takes_text=False)
         found += self.data.problems()
         if found:
             return found

@@ -33,7 +33,7 @@ class TextModelStage(Stage):
         return digests if folder is None else {**digests, "model": folder_digest(folder)}
 
     def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
-        """A missing package, model, file or column, and a model that is none."""
+        """A missing package, model, tokenizer, file or column."""
         from dqrm.pipelines.text.library import missing_reason
 
         reason = missing_reason()
@@ -43,19 +43,22 @@ class TextModelStage(Stage):
         return [*found, *self.data.problems()]
 
 
-def model_problems(field: str, reference: str) -> list[Problem]:
+def model_problems(field: str, reference: str, *, takes_text: bool = True) -> list[Problem]:
     """What is wrong with a model from outside.
 
     Args:
         field: that names the model, for the problem.
         reference: a folder, package:NAME, or stage:NAME, whose problems are that stage's.
+        takes_text: whether its tokenizer is used.
     """
-    from dqrm.pipelines.text.classifier import load_skeleton
+    from dqrm.pipelines.text.classifier import load_skeleton, load_tokenizer
 
     try:
         folder = outside_model(reference)
         if folder is not None:
             load_skeleton(folder)
+            if takes_text:
+                load_tokenizer(folder)
     except (OSError, ValueError) as error:
         return [Problem(field, str(error))]
     return []

@@ -16,8 +16,24 @@ from dqrm.training.world import World
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model's folder."""
-    return import_transformers().AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    """The tokenizer of a model's folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    auto = import_transformers().AutoTokenizer
+    try:
+        tokenizer = auto.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder}: no tokenizer can be read: {error}") from error
+    # Of a folder without its files, transformers makes one to which all words are unknown.
+    words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
+    if not any(character.isalnum() for word in words for character in word):
+        raise ValueError(
+            f"{folder}: holds no tokenizer, or one without words; save the model's there, with "
+            "tokenizer.save_pretrained"
+        )
+    return tokenizer
 
 
 def load_classifier(folder: Path, labels: Labels, seed: int) -> Any:

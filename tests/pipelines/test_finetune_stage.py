@@ -1,6 +1,7 @@
 """Fine-tuning of a tiny BERT made here: learning, kills, chains, what is written."""
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -191,3 +192,21 @@ def test_without_transformers_it_says_what_to_install(file, dqrm, monkeypatch):
     done = dqrm("pipeline", "validate", file)
     assert done.exit_code == 2
     assert "pip install 'dqrm[transformers]'" in done.stderr
+
+
+def test_a_model_without_words_is_refused(file, dqrm, tiny_bert):
+    from dqrm.pipelines.text.classifier import load_tokenizer
+
+    shutil.copytree(tiny_bert, "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+        Path("bare", name).unlink()
+    done = dqrm("pipeline", "run", file, "stages.finetune.model=bare")
+    assert done.exit_code == 2
+    assert "tiny.yaml:5: stages.finetune.model: bare: holds no tokenizer" in done.stderr
+    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4}
+    transformers.BertTokenizerFast(vocab=words).save_pretrained("bare")
+    with pytest.raises(ValueError, match="bare: holds no tokenizer, or one without words"):
+        load_tokenizer(Path("bare"))
+    Path("bare/tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="bare: no tokenizer can be read"):
+        load_tokenizer(Path("bare"))
