@@ -62,7 +62,7 @@ def load_classifier(folder: Path, labels: Labels, seed: int) -> Any:
         model = read_pretrained(
             transformers.AutoModelForSequenceClassification,
             folder,
-            ignore_mismatched_sizes=True,
+            new_head=True,
             dtype=torch.float32,
             **names,
         )
@@ -136,9 +136,11 @@ def load_any(folder: Path) -> Any:
         config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
         saved_as = (config.architectures or [""])[0]
         if not saved_as.endswith("ForSequenceClassification"):
-            return read_pretrained(transformers.AutoModel, folder, dtype=torch.float32)
+            return read_pretrained(
+                transformers.AutoModel, folder, new_head=True, dtype=torch.float32
+            )
         auto = transformers.AutoModelForSequenceClassification
-        model = read_pretrained(auto, folder, dtype=torch.float32)
+        model = read_pretrained(auto, folder, new_head=False, dtype=torch.float32)
         _name_padding(model.config, folder)
         return model
     except (OSError, ValueError) as error:
