@@ -1,4 +1,7 @@
-"""Safetensors files of our own formats: tensors, and a header in JSON that names the format."""
+"""Safetensors files: those of a model's weights, and our own formats.
+
+A file of our own holds tensors, and a header in JSON that names the format.
+"""
 
 import json
 from pathlib import Path
@@ -35,3 +38,17 @@ def read_tensors(
             f"version {header.get('format_version')}, wanted {name!r} version {version}"
         )
     return header, tensors
+
+
+def require_whole(folder: Path) -> None:
+    """Look for damage in the weights of a model's folder, before others stumble over it.
+
+    Raises:
+        ValueError: a file is cut short, or no safetensors; the message names it.
+    """
+    for path in sorted(folder.glob("model*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{path} is damaged; copy or write it again: {error}") from error

@@ -7,6 +7,7 @@ import torch
 
 from dqrm.compress.lower.shapes import SHAPES, restore_shapes
 from dqrm.pipelines.text.library import import_transformers
+from dqrm.tensor_files import require_whole
 
 _NAMES_TOLD = 3
 
@@ -24,6 +25,7 @@ def read_pretrained(auto: Any, folder: Path, *, new_head: bool, **settings: Any)
         OSError: it lacks a file.
         ValueError: it is no such model, or not all of one.
     """
+    require_whole(folder)
     transformers = import_transformers()
     # Sizes that do not fit are refused below, by what they belong to.
     settings |= {"output_loading_info": True, "ignore_mismatched_sizes": True}

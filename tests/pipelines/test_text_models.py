@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dqrm.compress.lower.hf import load_lowered
 from dqrm.pipelines.text.classifier import load_any, load_classifier, load_teacher
 from dqrm.pipelines.text.tables import Labels
 
@@ -56,3 +57,21 @@ def test_heads_and_poolers_are_made_anew_but_not_for_a_teacher(copy_of):
     save_file(tensors, "two/model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"1 missing .*: classifier\.weight$"):
         load_teacher(Path("two"), TWO)
+
+
+def test_damaged_weights_are_named(tiny_bert, sentence_files, dqrm):
+    file = Path(shutil.copytree(tiny_bert, "cut")) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    for load in (load_any, load_lowered, lambda folder: load_classifier(folder, TWO, 0)):
+        with pytest.raises(ValueError, match=f"^cut: .*{file} is damaged"):
+            load(Path("cut"))
+    done = dqrm("profile", "cut")
+    assert done.exit_code == 2
+    assert f"{file} is damaged" in done.stderr
+    Path("cut.yaml").write_text(
+        "tracking: {enabled: false}\nstages:\n"
+        f"  - {{stage: finetune, model: cut, data: {{train: {sentence_files}/train.tsv}}}}\n"
+    )
+    done = dqrm("pipeline", "run", "cut.yaml")
+    assert done.exit_code == 2
+    assert f"{file} is damaged" in done.stderr

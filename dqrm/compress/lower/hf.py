@@ -29,6 +29,7 @@ from dqrm.compress.lower.build import (
 from dqrm.compress.lower.folder import METHOD, packed_tensors
 from dqrm.compress.lower.packing import Layout, PackedWeight, unpack_weight
 from dqrm.compress.lower.shapes import restore_shapes
+from dqrm.tensor_files import require_whole
 
 _TYPES = {
     "U8": torch.uint8,
@@ -175,6 +176,7 @@ def load_lowered(folder: str | Path, target: Target | None = None) -> Any:
         ValueError: the folder holds no lowered model, or a damaged one.
     """
     try:
+        require_whole(Path(folder))
         config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
         stored = getattr(config, "quantization_config", None) or {}
         if stored.get("quant_method") != METHOD:
