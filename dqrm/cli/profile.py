@@ -120,12 +120,13 @@ def _transformer(
 
     from dqrm.pipelines.references import outside_model
     from dqrm.pipelines.text.classifier import load_any
+    from dqrm.pipelines.text.positions import longest_input
 
     folder = outside_model(reference)
     if folder is None:
         raise click.UsageError(f"{reference}: name the folder of the stage's model")
     model: Any = load_any(folder)
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = longest_input(model)
     if longest is not None and length > longest:
         raise click.UsageError(f"--length {length}: the model takes up to {longest} tokens")
     generator = torch.Generator().manual_seed(0)

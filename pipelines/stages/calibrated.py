@@ -27,9 +27,6 @@ class CalibratedStage(TextModelStage):
     batch_size: PositiveInt = 32
     """Sentences at a time."""
 
-    max_length: PositiveInt = 128
-    """Tokens after which a sentence, or a pair, is cut."""
-
     seed: int = 0
     """Of which rows are taken, and of their order."""
 
@@ -72,6 +69,7 @@ class CalibratedStage(TextModelStage):
         from dqrm.pipelines.text.batches import EncodedText
         from dqrm.pipelines.text.classifier import load_teacher, load_tokenizer
         from dqrm.pipelines.text.labelled import LabelledText
+        from dqrm.pipelines.text.positions import check_length
         from dqrm.pipelines.text.tables import Labels
 
         folder = model_folder(self.model, context.inputs)
@@ -90,6 +88,7 @@ class CalibratedStage(TextModelStage):
         if test is not None:
             splits["test/"] = encoded(test, self.data.test or self.data.train)
         model = load_teacher(folder, labels).eval()
+        check_length(model, self.max_length)
         return FinetunedText(
             model,
             tokenizer,

@@ -113,6 +113,8 @@ class CompressStage(TextTrainingStage):
 
     def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
         """What fine-tuning finds, and settings that do not fit the model."""
+        from dqrm.pipelines.text.positions import check_length
+
         found = super().problems(earlier)
         if self.teacher is not None:
             found += model_problems("distill.teacher", self.teacher)
@@ -132,6 +134,10 @@ class CompressStage(TextTrainingStage):
                 self._map(self.distill, kept, depth, teacher.config.num_hidden_layers)
             except ValueError as error:
                 found.append(Problem("distill.map", str(error)))
+            try:
+                check_length(teacher, self.max_length)
+            except ValueError as error:
+                found.append(Problem("distill.teacher", str(error)))
         try:
             self._attach(model)
         except ValueError as error:

@@ -22,7 +22,7 @@ from dqrm.pipelines.references import (
 )
 from dqrm.pipelines.stage import MODEL_FOLDER, Interrupted, Problem, Product, Stage, StageContext
 from dqrm.pipelines.stages.text_data import TextData
-from dqrm.pipelines.stages.text_model import model_problems
+from dqrm.pipelines.stages.text_model import length_problems, model_problems
 
 if TYPE_CHECKING:
     from dqrm.compress.lower.build import Target
@@ -88,7 +88,7 @@ class LowerStage(Stage):
         return digests
 
     def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
-        """A missing package, model, file or column, and buckets longer than a model can take."""
+        """A missing package, model, file or column, and texts longer than a model can take."""
         from dqrm.pipelines.text.library import missing_reason
 
         reason = missing_reason()
@@ -99,6 +99,7 @@ class LowerStage(Stage):
             if self.compare is not None:
                 found += model_problems("compare", self.compare, takes_text=False)
         found += self.data.problems()
+        found = found or length_problems(self.model, earlier, self.max_length)
         if found:
             return found
         from dqrm.pipelines.text.latency import check_buckets
@@ -146,6 +147,7 @@ class LowerStage(Stage):
         from dqrm.compress.report import account
         from dqrm.pipelines.text.classifier import load_any, load_tokenizer
         from dqrm.pipelines.text.latency import check_buckets
+        from dqrm.pipelines.text.positions import check_length
 
         source = model_folder(self.model, context.inputs)
         output = context.output / MODEL_FOLDER
@@ -156,6 +158,7 @@ class LowerStage(Stage):
         # Read without its records, it is in FP32 throughout.
         other = source if self.compare is None else model_folder(self.compare, context.inputs)
         compared = load_any(other).eval()
+        check_length(trained, self.max_length)
         for model in (trained, compared):
             check_buckets(model, self.buckets)
         write_lowered(

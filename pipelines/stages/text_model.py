@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+from pydantic import PositiveInt
+
 from dqrm.pipelines.digests import folder_digest
 from dqrm.pipelines.references import outside_model, skeleton_of, stages_named
 from dqrm.pipelines.stage import Problem, Product, Stage
@@ -22,6 +24,9 @@ class TextModelStage(Stage):
     task: Literal["auto", "classification", "regression"] = "auto"
     """auto: a regression where labels are fractions."""
 
+    max_length: PositiveInt = 128
+    """Tokens after which a sentence, or a pair, is cut."""
+
     def inputs(self, earlier: Mapping[str, Stage]) -> tuple[str, ...]:
         """The stage whose model it takes, if any."""
         return stages_named(earlier, model=self.model)
@@ -33,14 +38,35 @@ class TextModelStage(Stage):
         return digests if folder is None else {**digests, "model": folder_digest(folder)}
 
     def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
-        """A missing package, model, tokenizer, file or column."""
+        """A missing package, model, tokenizer, file or column, and sentences too long for it."""
         from dqrm.pipelines.text.library import missing_reason
 
         reason = missing_reason()
-        found = (
-            model_problems("model", self.model) if reason is None else [Problem("stage", reason)]
-        )
+        if reason is not None:
+            found = [Problem("stage", reason)]
+        else:
+            found = model_problems("model", self.model)
+            found = found or length_problems(self.model, earlier, self.max_length)
         return [*found, *self.data.problems()]
+
+
+def length_problems(reference: str, earlier: Mapping[str, Stage], max_length: int) -> list[Problem]:
+    """What is wrong with ``max_length`` for a model, as far as that is known.
+
+    Args:
+        reference: a folder, package:NAME or stage:NAME, without problems of its own.
+        earlier: the stages before the one that says so, by name.
+        max_length: tokens after which a sentence is cut.
+    """
+    from dqrm.pipelines.text.positions import check_length
+
+    model = skeleton_of(reference, earlier)
+    try:
+        if model is not None:
+            check_length(model, max_length)
+    except ValueError as error:
+        return [Problem("max_length", str(error))]
+    return []
 
 
 def model_problems(field: str, reference: str, *, takes_text: bool = True) -> list[Problem]:

@@ -44,9 +44,6 @@ class TextTrainingStage(TextModelStage):
     batch_size: PositiveInt = 32
     """Sentences a step, about as long as each other."""
 
-    max_length: PositiveInt = 128
-    """Tokens after which a sentence, or a pair, is cut."""
-
     lr: PositiveFloat = 5e-5
     """Learning rate of AdamW at the end of the warm-up; it then falls to 0 in a line."""
 
@@ -175,6 +172,7 @@ class TextTrainingStage(TextModelStage):
         )
         from dqrm.pipelines.text.finetune import FineTuner
         from dqrm.pipelines.text.labelled import LabelledText
+        from dqrm.pipelines.text.positions import check_length
         from dqrm.pipelines.text.quality import measure_text
         from dqrm.pipelines.text.tables import Labels
 
@@ -185,6 +183,7 @@ class TextTrainingStage(TextModelStage):
         labels = Labels.of(train.labels, self.task, str(self.data.train))
         tokenizer = load_tokenizer(folder)
         model = load_classifier(folder, labels, self.seed)
+        check_length(model, self.max_length)
 
         def encoded(examples: "Examples", where: Path | None) -> LabelledText:
             text = EncodedText(tokenizer, examples, self.max_length)

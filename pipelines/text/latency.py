@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dqrm.compress.lower.latency import median_seconds
+from dqrm.pipelines.text.positions import longest_input
 
 Bucket = tuple[int, int]
 """Sentences, and tokens a sentence."""
@@ -20,7 +21,7 @@ def check_buckets(model: Any, buckets: Sequence[Bucket]) -> None:
     Raises:
         ValueError: a bucket is longer.
     """
-    longest = getattr(model.config, "max_position_embeddings", None)
+    longest = longest_input(model)
     for _, tokens in buckets:
         if longest is not None and tokens > longest:
             raise ValueError(f"a bucket of {tokens} tokens: the model takes up to {longest}")

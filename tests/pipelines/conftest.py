@@ -43,7 +43,7 @@ def recorded_runs():
     return read
 
 
-def make_bert(folder, layers, positions=64):
+def make_bert(folder, layers):
     """A BERT with random weights and a vocabulary of 40 words, made here."""
     import torch
     import transformers
@@ -55,7 +55,7 @@ def make_bert(folder, layers, positions=64):
         num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=64,
-        max_position_embeddings=positions,
+        max_position_embeddings=128,
     )
     torch.manual_seed(0)
     transformers.BertModel(config).save_pretrained(folder)
@@ -74,7 +74,7 @@ def tiny_bert(tmp_path_factory):
 @pytest.fixture(scope="session")
 def bert_of_six(tmp_path_factory):
     """Folder of a BERT of 6 layers, as the shipped recipes take one."""
-    return make_bert(tmp_path_factory.mktemp("models") / "six", 6, 128)
+    return make_bert(tmp_path_factory.mktemp("models") / "six", 6)
 
 
 def sentences(rows, seed):

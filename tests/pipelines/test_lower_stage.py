@@ -149,9 +149,9 @@ def test_faults(file, dqrm):
         assert message in done.stderr
     plan = dqrm("pipeline", "run", path, "--dry-run")
     assert "1 x 16, 4 x 32 tokens" in plan.stdout
-    wrong = dqrm("pipeline", "validate", path, "stages.lower.buckets=[[1,65]]")
+    wrong = dqrm("pipeline", "validate", path, "stages.lower.buckets=[[1,129]]")
     assert wrong.exit_code == 2
-    assert "buckets: a bucket of 65 tokens: the model takes up to 64" in wrong.stderr
+    assert "buckets: a bucket of 129 tokens: the model takes up to 128" in wrong.stderr
     nothing = dqrm("pipeline", "validate", path, "stages.lower.model=stage:finetune")
     assert nothing.exit_code == 2
     assert "lower.target: int8: nothing of stage:finetune is compressed" in nothing.stderr

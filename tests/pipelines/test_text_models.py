@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from dqrm.compress.lower.hf import load_lowered
 from dqrm.pipelines.text.classifier import load_any, load_classifier, load_teacher
+from dqrm.pipelines.text.positions import check_length, longest_input
 from dqrm.pipelines.text.tables import Labels
 
 TWO = Labels(("0", "1"))
@@ -75,3 +77,50 @@ def test_damaged_weights_are_named(tiny_bert, sentence_files, dqrm):
     done = dqrm("pipeline", "run", "cut.yaml")
     assert done.exit_code == 2
     assert f"{file} is damaged" in done.stderr
+
+
+def test_positions_that_a_model_has():
+    for kind, longest in (("Bert", 16), ("Roberta", 14)):
+        config = getattr(transformers, f"{kind}Config")(
+            vocab_size=40,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=16,
+        )
+        model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+        assert longest_input(model) == longest
+        model(input_ids=torch.full((1, longest), 5))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=torch.full((1, longest + 1), 5))
+        with pytest.raises(ValueError, match=f"max_length=17: the model takes up to {longest}"):
+            check_length(model, 17)
+    endless = transformers.XLNetConfig(vocab_size=40, d_model=32, n_layer=1, n_head=2, d_inner=64)
+    assert longest_input(transformers.XLNetModel(endless)) is None
+
+
+CHAIN = """\
+tracking: {{enabled: false}}
+data: {{train: {text}/train.tsv}}
+stages:
+  - {{stage: finetune, model: {model}}}
+  - {{stage: prune, model: 'stage:finetune', budget: {{macs: 0.5}}}}
+  - stage: compress
+    model: stage:finetune
+    distill: {{teacher: {model}}}
+    transforms: [{{kind: quant, match: '.*dense', weight: {{bits: 8}}}}]
+  - {{stage: lower, model: 'stage:compress', buckets: [[1, 16]]}}
+"""
+
+
+@pytest.mark.parametrize("stage", ["finetune", "prune", "compress", "lower"])
+def test_sentences_longer_than_the_model_takes_show_before_it_runs(
+    stage, tiny_bert, sentence_files, dqrm
+):
+    Path("chain.yaml").write_text(CHAIN.format(model=tiny_bert, text=sentence_files))
+    longest = dqrm("pipeline", "validate", "chain.yaml", f"stages.{stage}.max_length=128")
+    assert longest.exit_code == 0, longest.stderr
+    done = dqrm("pipeline", "validate", "chain.yaml", f"stages.{stage}.max_length=129")
+    assert done.exit_code == 2
+    assert f"stages.{stage}.max_length: max_length=129: the model takes up to 128" in done.stderr
