@@ -67,7 +67,7 @@ class CalibratedStage(TextModelStage):
         """
         from dqrm.compress.grids.records_file import read_records
         from dqrm.pipelines.text.batches import EncodedText
-        from dqrm.pipelines.text.classifier import load_teacher, load_tokenizer
+        from dqrm.pipelines.text.classifier import load_teacher, load_tokenizer, order_labels
         from dqrm.pipelines.text.labelled import LabelledText
         from dqrm.pipelines.text.positions import check_length
         from dqrm.pipelines.text.tables import Labels
@@ -77,7 +77,7 @@ class CalibratedStage(TextModelStage):
         if reason is not None:
             raise ValueError(reason)
         train, dev, test = self.data.read()
-        labels = Labels.of(train.labels, self.task, str(self.data.train))
+        labels = order_labels(Labels.of(train.labels, self.task, str(self.data.train)), folder)
         tokenizer = load_tokenizer(folder)
 
         def encoded(examples: "Examples", where: object) -> LabelledText:

@@ -204,6 +204,7 @@ class LowerStage(Stage):
         from dqrm.pipelines.text.batches import EncodedText
         from dqrm.pipelines.text.classifier import (
             load_tokenizer,
+            order_labels,
             predict_text,
             require_same_labels,
         )
@@ -211,7 +212,7 @@ class LowerStage(Stage):
         from dqrm.pipelines.text.tables import Labels
 
         train, dev, test = self.data.read()
-        labels = Labels.of(train.labels, self.task, str(self.data.train))
+        labels = order_labels(Labels.of(train.labels, self.task, str(self.data.train)), source)
         require_same_labels(lowered.config, labels, f"model={self.model}")
         classes = None if labels.classes is None else labels.num_outputs
         tokenizer = load_tokenizer(source)

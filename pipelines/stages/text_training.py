@@ -167,6 +167,7 @@ class TextTrainingStage(TextModelStage):
         from dqrm.pipelines.text.classifier import (
             load_classifier,
             load_tokenizer,
+            order_labels,
             predict_text,
             save_classifier,
         )
@@ -180,7 +181,7 @@ class TextTrainingStage(TextModelStage):
         if read_records(folder):
             log.warning("%s is compressed already; training takes it off its grids", self.model)
         train, dev, test = self.data.read()
-        labels = Labels.of(train.labels, self.task, str(self.data.train))
+        labels = order_labels(Labels.of(train.labels, self.task, str(self.data.train)), folder)
         tokenizer = load_tokenizer(folder)
         model = load_classifier(folder, labels, self.seed)
         check_length(model, self.max_length)

@@ -36,10 +36,18 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def order_labels(labels: Labels, folder: Path) -> Labels:
+    """Return ``labels`` in the order of a model's outputs, where it names the same classes."""
+    transformers = import_transformers()
+    config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    return labels.ordered_as(config.id2label[place] for place in sorted(config.id2label))
+
+
 def load_classifier(folder: Path, labels: Labels, seed: int) -> Any:
     """Read a model, with a head for ``labels``.
 
-    A head of that width is kept; any other is made anew, from ``seed``, which also seeds torch.
+    A head of that width is kept, so the order should be its own (:func:`order_labels`); any other
+    is made anew, from ``seed``, which also seeds torch.
 
     Args:
         folder: in Hugging Face's format. The encoder of any sequence classifier will do.

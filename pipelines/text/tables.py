@@ -1,6 +1,6 @@
 """Labelled sentences, or pairs of them, from TSV, CSV and Parquet files and data frames."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -187,6 +187,18 @@ class Labels:
     def num_outputs(self) -> int:
         """Width of the model's head."""
         return 1 if self.classes is None else len(self.classes)
+
+    def ordered_as(self, names: Iterable[str]) -> "Labels":
+        """The same classes in the order of ``names``; as they are where those name other ones.
+
+        Names that differ in upper and lower case alone are one, unless two classes do.
+        """
+        wanted = list(names)
+        for key in (str, str.casefold):
+            own = {key(name): name for name in self.classes or ()}
+            if len(own) == self.num_outputs and sorted(map(key, wanted)) == sorted(own):
+                return Labels(tuple(own[key(name)] for name in wanted))
+        return self
 
     def encode(self, labels: pd.Series, where: str) -> torch.Tensor:
         """Labels as int64 classes [rows], or float32 values [rows].

@@ -9,9 +9,19 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from dqrm.compress.lower.hf import load_lowered
-from dqrm.pipelines.text.classifier import load_any, load_classifier, load_teacher
+from dqrm.pipelines.config import load_pipeline
+from dqrm.pipelines.runner import run_pipeline
+from dqrm.pipelines.text.batches import EncodedText
+from dqrm.pipelines.text.classifier import (
+    load_any,
+    load_classifier,
+    load_teacher,
+    load_tokenizer,
+    predict_text,
+    save_classifier,
+)
 from dqrm.pipelines.text.positions import check_length, longest_input
-from dqrm.pipelines.text.tables import Labels
+from dqrm.pipelines.text.tables import Labels, find_columns, read_table, take_examples
 
 TWO = Labels(("0", "1"))
 
@@ -124,3 +134,36 @@ def test_sentences_longer_than_the_model_takes_show_before_it_runs(
     done = dqrm("pipeline", "validate", "chain.yaml", f"stages.{stage}.max_length=129")
     assert done.exit_code == 2
     assert f"stages.{stage}.max_length: max_length=129: the model takes up to 128" in done.stderr
+
+
+NAMED = """\
+tracking: {enabled: false}
+data: {train: named.tsv, dev: named.tsv}
+stages:
+  - {stage: finetune, model: named, max_steps: 1, lr: 1e-9, precision: fp32}
+  - stage: reconstruct
+    model: named
+    transforms: [{kind: quant, match: '.*layer.*dense', weight: {bits: 8}}]
+  - {stage: lower, model: named, target: fp32, buckets: [[1, 8]], seconds: 1e-6}
+"""
+
+
+def test_classes_are_in_the_order_of_the_models_outputs(tiny_bert, sentence_files):
+    model = load_classifier(tiny_bert, Labels(("positive", "negative")), 0)
+    tokenizer = load_tokenizer(tiny_bert)
+    table = read_table(sentence_files / "dev.tsv.gz")
+    examples = take_examples(table, find_columns(table, "t"), "t")
+    logits = predict_text(model, EncodedText(tokenizer, examples, 128), 32)
+    with torch.no_grad():
+        model.classifier.bias[0] -= (logits[:, 0] - logits[:, 1]).median()
+    chosen = predict_text(model, EncodedText(tokenizer, examples, 128), 32).argmax(1)
+    named = [model.config.id2label[int(place)] for place in chosen]
+    assert {*named} == {"positive", "negative"}
+    table.assign(label=named).to_csv("named.tsv", sep="\t", index=False)
+    save_classifier(model, tokenizer, Path("named"))
+
+    Path("named.yaml").write_text(NAMED)
+    for stage in run_pipeline(load_pipeline(Path("named.yaml"))).stages:
+        assert stage.record.metrics["best/val_accuracy"] > 0.9, stage.key
+        read = load_any(stage.folder / "model")
+        assert read.config.id2label == {0: "positive", 1: "negative"}

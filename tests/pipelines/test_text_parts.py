@@ -78,6 +78,11 @@ def test_columns_and_labels():
     assert numbers.encode(pd.Series([10.0, 0.0]), "dev").tolist() == [3, 0]
     assert Labels.of(pd.Series([0, 1]), "regression", "t").classes is None
     words = Labels.of(pd.Series(["yes", "no"]), "auto", "t")
+    assert words.ordered_as(["Yes", "No"]).classes == ("yes", "no")
+    for other in (["LABEL_0", "LABEL_1"], ["yes", "no", "maybe"], ["yes", "yes"]):
+        assert words.ordered_as(other) == words
+    assert Labels(("no", "No")).ordered_as(["No", "no"]).classes == ("No", "no")
+    assert Labels(None).ordered_as(["LABEL_0"]) == Labels(None)
     assert words.classes == ("no", "yes")
     with pytest.raises(ValueError, match="dev: label maybe is not in the training data"):
         words.encode(pd.Series(["maybe"]), "dev")
