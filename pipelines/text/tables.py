@@ -65,7 +65,8 @@ def read_table(path: Path, form: Format = "auto", rows: int | None = None) -> pd
         rows: read no more than these, of text files.
 
     Raises:
-        ValueError: the form is not known, or the file is not of that form.
+        ValueError: the form is not known, or the file is not of that form: cut off, say, or with
+            rows longer than its header.
     """
     if form == "auto":
         name = path.name
@@ -76,14 +77,30 @@ def read_table(path: Path, form: Format = "auto", rows: int | None = None) -> pd
         )
     try:
         if form == "tsv":
-            return pd.read_csv(path, sep="\t", quoting=3, keep_default_na=False, nrows=rows)
+            return _without_index(
+                pd.read_csv(path, sep="\t", quoting=3, keep_default_na=False, nrows=rows)
+            )
         if form == "csv":
-            return pd.read_csv(path, keep_default_na=False, nrows=rows)
+            return _without_index(pd.read_csv(path, keep_default_na=False, nrows=rows))
         if form == "parquet":
             return pd.read_parquet(path)
     except ValueError as error:
         raise ValueError(f"{path}: not a {form} table: {error}") from error
     raise ValueError(f"{path}: cannot tell its format by its name; say tsv, csv or parquet")
+
+
+def _without_index(frame: pd.DataFrame) -> pd.DataFrame:
+    """Refuse what pandas took for an index: fields of the first row that the header does not name.
+
+    Rows behind it that are longer than the header are an error of pandas, which names the line.
+    """
+    if not isinstance(frame.index, pd.RangeIndex):
+        named = len(frame.columns)
+        raise ValueError(
+            f"row 1, after the header, has {named + frame.index.nlevels} fields and the header "
+            f"{named}: name all columns, or take out what is too many"
+        )
+    return frame
 
 
 def find_columns(

@@ -64,6 +64,26 @@ def test_the_same_rows_from_every_format():
         read_table(Path("d.parquet"), "csv")
 
 
+@pytest.mark.parametrize(("ending", "separator"), [("tsv", "\t"), ("csv", ",")])
+def test_rows_longer_than_the_header_shift_no_columns(ending, separator):
+    path = Path(f"long.{ending}")
+
+    def write(*rows):
+        path.write_text("".join(separator.join(row) + "\n" for row in rows))
+
+    header, row = ("sentence", "label"), ("a b", "1")
+    for more in (1, 2):
+        write(header, *[(*row, *"xy"[:more])] * 3)
+        message = rf"long\.{ending}: .* row 1, .* has {2 + more} fields and the header 2"
+        with pytest.raises(ValueError, match=message):
+            read_table(path)
+        with pytest.raises(ValueError, match=message):
+            read_table(path, rows=1)
+    write(header, row, row, (*row, "x"), row)
+    with pytest.raises(ValueError, match=rf"long\.{ending}: .* 2 fields in line 4, saw 3"):
+        read_table(path)
+
+
 def test_columns_and_labels():
     pairs = pd.DataFrame({"sentence1": ["a"], "sentence2": ["b"], "score": [2.5]})
     found = find_columns(pairs, "t")
