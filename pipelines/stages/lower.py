@@ -217,12 +217,15 @@ class LowerStage(Stage):
         classes = None if labels.classes is None else labels.num_outputs
         tokenizer = load_tokenizer(source)
         metrics: dict[str, float] = {}
-        for prefix, examples in (("best/val_", dev), ("test/", test)):
+        for prefix, examples, file in (
+            ("best/val_", dev, self.data.dev),
+            ("test/", test, self.data.test),
+        ):
             if examples is None:
                 continue
             text = EncodedText(tokenizer, examples, self.max_length)
             logits = predict_text(lowered, text, self.batch_size)
-            truth = labels.encode(examples.labels, str(self.data.train))
+            truth = labels.encode(examples.labels, str(file or self.data.train))
             measured = measure_text(logits, truth, classes)
             metrics |= {f"{prefix}{name}": value for name, value in measured.items()}
             if examples is dev:

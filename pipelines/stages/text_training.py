@@ -194,6 +194,8 @@ class TextTrainingStage(TextModelStage):
         teacher = self.load_teacher(labels, context)
         self._choose_attention(recipe, model, teacher)
         training = self.prepare(model, teacher, labels, recipe, context.inputs)
+        # Before it trains: a label may be wrong.
+        rows = None if test is None else encoded(test, self.data.test or self.data.train)
         tuner = FineTuner(
             model,
             encoded(train, self.data.train),
@@ -218,8 +220,7 @@ class TextTrainingStage(TextModelStage):
             "size/fp32_bytes": 4.0 * parameters,
             "perf/samples_per_second": state.samples / state.seconds,
         }
-        if test is not None:
-            rows = encoded(test, self.data.test or self.data.train)
+        if rows is not None:
             logits = predict_text(
                 model, rows.text, 2 * self.batch_size, bf16=recipe.bf16, world=world
             )

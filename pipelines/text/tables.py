@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -76,12 +77,12 @@ def read_table(path: Path, form: Format = "auto", rows: int | None = None) -> pd
             Path(name).suffix, "auto"
         )
     try:
-        if form == "tsv":
+        if form in ("tsv", "csv"):
+            quoting: dict[str, Any] = {"sep": "\t", "quoting": 3} if form == "tsv" else {}
+            # Read in parts, a column may hold numbers of one part beside text of another.
             return _without_index(
-                pd.read_csv(path, sep="\t", quoting=3, keep_default_na=False, nrows=rows)
+                pd.read_csv(path, keep_default_na=False, low_memory=False, nrows=rows, **quoting)
             )
-        if form == "csv":
-            return _without_index(pd.read_csv(path, keep_default_na=False, nrows=rows))
         if form == "parquet":
             return pd.read_parquet(path)
     except ValueError as error:
@@ -186,14 +187,22 @@ class Labels:
 
     @classmethod
     def of(cls, labels: pd.Series, task: Task, where: str) -> "Labels":
-        """Learn the classes from training labels; fractions among them mean a regression."""
-        numeric = pd.api.types.is_numeric_dtype(labels)
+        """Learn the classes from training labels; fractions among them mean a regression.
+
+        Raises:
+            ValueError: labels are of one class, or do not fit the task: a regression takes finite
+                numbers, and ``auto`` no column in which most labels are and some are not.
+        """
         if task == "auto":
-            whole = numeric and bool((labels == labels.round()).all())
-            task = "classification" if whole or not numeric else "regression"
+            values = _numbers(labels)
+            finite = _finite(values)
+            if 2 * np.isnan(values).sum() < len(labels) and not finite.all():
+                advice = "correct it, take the row out, or set task: classification"
+                raise _no_number(labels, finite, where, advice)
+            whole = not finite.all() or bool((values == values.round()).all())
+            task = "classification" if whole else "regression"
         if task == "regression":
-            if not numeric:
-                raise ValueError(f"{where}: the labels of a regression must be numbers")
+            _finite_numbers(labels, where)
             return cls(None)
         ordered = sorted(labels.unique())
         if len(ordered) < 2:
@@ -221,19 +230,52 @@ class Labels:
         """Labels as int64 classes [rows], or float32 values [rows].
 
         Raises:
-            ValueError: a class was never trained on; ``where`` begins the message.
+            ValueError: a class was never trained on, or a value is no finite number; ``where``
+                begins the message.
         """
         if self.classes is None:
-            return torch.tensor(pd.to_numeric(labels).to_numpy(dtype="float32"))
+            return torch.tensor(_finite_numbers(labels, where).astype("float32"))
         index = {name: position for position, name in enumerate(self.classes)}
         names = [_class_name(value) for value in labels]
-        unknown = sorted(set(names) - set(index))
-        if unknown:
+        known = np.array([name in index for name in names])
+        if not known.all():
+            row, label = _first(labels, ~known)
             raise ValueError(
-                f"{where}: label {unknown[0]} is not in the training data, which has "
+                f"{where}: row {row}: label '{label}' is not in the training data, which has "
                 f"{', '.join(self.classes)}"
             )
         return torch.tensor([index[name] for name in names])
+
+
+def _numbers(labels: pd.Series) -> np.ndarray:
+    """Labels as float64 [rows]; NaN where one is no number."""
+    return pd.to_numeric(labels, errors="coerce").to_numpy(dtype="float64", na_value=np.nan)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """Which of the values FP32 can hold, bool [rows]."""
+    held: np.ndarray = np.abs(values) <= np.finfo(np.float32).max
+    return held
+
+
+def _finite_numbers(labels: pd.Series, where: str) -> np.ndarray:
+    """The values of a regression, float64 [rows]."""
+    values = _numbers(labels)
+    finite = _finite(values)
+    if not finite.all():
+        raise _no_number(labels, finite, where, "correct it, or take the row out")
+    return values
+
+
+def _no_number(labels: pd.Series, finite: np.ndarray, where: str, advice: str) -> ValueError:
+    row, label = _first(labels, ~finite)
+    return ValueError(f"{where}: row {row}: label '{label}' is no finite number; {advice}")
+
+
+def _first(labels: pd.Series, wrong: np.ndarray) -> tuple[int, object]:
+    """The first of the wrong labels, and its row in the file: labels keep theirs when drawn."""
+    position = int(wrong.argmax())
+    return int(labels.index[position]) + 1, labels.iloc[position]
 
 
 def _class_name(value: object) -> str:

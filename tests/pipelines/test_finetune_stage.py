@@ -182,6 +182,28 @@ def test_faults_show_before_anything_runs(file, dqrm, sentence_files):
     assert not Path("runs/planned").exists()
 
 
+def test_wrong_labels_name_file_and_row_before_training(tiny_bert, dqrm):
+    frame = pd.DataFrame({"sentence": [f"w{n}" for n in range(20)], "label": 0.5})
+    frame.loc[::2, "label"] = 1.5
+    for name in ("train", "dev", "test"):
+        frame.to_csv(f"{name}.tsv", sep="\t", index=False)
+    Path("r.yaml").write_text(
+        "tracking: {enabled: false}\n"
+        "data: {train: train.tsv, dev: dev.tsv, test: test.tsv}\n"
+        f"stages: [{{stage: finetune, model: {tiny_bert}}}]\n"
+    )
+    for name, label in (("train", "inf"), ("dev", "inf"), ("test", "foo")):
+        wrong = frame.astype({"label": object})
+        wrong.loc[6, "label"] = label
+        wrong.to_csv(f"{name}.tsv", sep="\t", index=False)
+        done = dqrm("pipeline", "run", "r.yaml")
+        assert done.exit_code == 2, name
+        message = f"stage finetune: {name}.tsv: row 7: label '{label}' is no finite number"
+        assert message in done.stderr
+        assert "step" not in done.stderr
+        frame.to_csv(f"{name}.tsv", sep="\t", index=False)
+
+
 def test_without_transformers_it_says_what_to_install(file, dqrm, monkeypatch):
     from dqrm.pipelines.text import library
 

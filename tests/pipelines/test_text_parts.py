@@ -104,13 +104,41 @@ def test_columns_and_labels():
     assert Labels(("no", "No")).ordered_as(["No", "no"]).classes == ("No", "no")
     assert Labels(None).ordered_as(["LABEL_0"]) == Labels(None)
     assert words.classes == ("no", "yes")
-    with pytest.raises(ValueError, match="dev: label maybe is not in the training data"):
+    with pytest.raises(ValueError, match="dev: row 1: label 'maybe' is not in the training"):
         words.encode(pd.Series(["maybe"]), "dev")
     with pytest.raises(ValueError, match="one class only"):
         Labels.of(pd.Series([1, 1]), "classification", "t")
     missing = pd.DataFrame({"text": ["a", "b"], "label": [1.0, None]})
     with pytest.raises(ValueError, match="row 2 has no label"):
         take_examples(missing, find_columns(missing, "t"), "t")
+
+
+def test_labels_that_are_no_numbers_among_numbers():
+    ratings = pd.Series(["1.0", "2.5", "n/a", "4.0"])
+    message = r"t: row 3: label 'n/a' is no finite number; .* set task: classification"
+    with pytest.raises(ValueError, match=message):
+        Labels.of(ratings, "auto", "t")
+    assert Labels.of(ratings, "classification", "t").num_outputs == 4
+    assert Labels.of(pd.Series(["1", "n/a", "none"]), "auto", "t").num_outputs == 3
+    assert Labels.of(pd.Series(["1.0", "2.5"]), "auto", "t").classes is None
+    for number, label in ((1, "nan"), (2, np.inf), (3, "1e39"), (4, "")):
+        values = pd.Series([1.5] * 5, dtype=object)
+        values[number - 1] = label
+        message = f"t: row {number}: label '{label}' is no finite number; correct it, or take"
+        with pytest.raises(ValueError, match=message):
+            Labels.of(values, "regression", "t")
+        # Rows keep their number in the file when some are drawn.
+        with pytest.raises(ValueError, match=message):
+            Labels(None).encode(values.iloc[[4, number - 1]], "t")
+    with pytest.raises(ValueError, match="row 2: label 'inf' is no finite number"):
+        Labels.of(pd.Series([1.0, np.inf, np.inf]), "auto", "t")
+    assert Labels(None).encode(pd.Series(["1", "2.5"]), "t").tolist() == [1.0, 2.5]
+
+
+def test_a_label_is_the_same_class_in_every_part_of_a_long_file():
+    Path("long.tsv").write_text("text\tlabel\n" + "a\t1.0\n" * 300_000 + "b\tno\n")
+    labels = read_table(Path("long.tsv")).label
+    assert Labels.of(labels, "classification", "t").classes == ("1.0", "no")
 
 
 def test_rows_set_apart_are_the_same_every_time():
