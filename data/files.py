@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -34,6 +35,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` to ``path`` as indented JSON, atomically and durably."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def finite_or_null(value: Any) -> Any:
+    """Return a tree for JSON, which has no NaN and no infinities: None in their place."""
+    if isinstance(value, dict):
+        return {key: finite_or_null(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_or_null(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

@@ -1,10 +1,11 @@
 """The record that a stage is complete: what it was made from and what it made."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from dqrm.data.files import write_json
+from dqrm.data.files import finite_or_null, write_json
 
 RECORD_FILE = "stage.json"
 
@@ -31,7 +32,8 @@ class StageRecord:
 
 def write_record(folder: Path, record: StageRecord) -> None:
     """Complete ``folder``."""
-    write_json(folder / RECORD_FILE, {"format_version": _FORMAT_VERSION, **asdict(record)})
+    fields = {"format_version": _FORMAT_VERSION, **asdict(record)}
+    write_json(folder / RECORD_FILE, finite_or_null(fields))
 
 
 def read_record(folder: Path) -> StageRecord | None:
@@ -39,6 +41,9 @@ def read_record(folder: Path) -> StageRecord | None:
     try:
         fields = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
         version = fields.pop("format_version")
+        for name, value in fields["metrics"].items():
+            # JSON has no NaN: a metric that a split does not define was written as null.
+            fields["metrics"][name] = math.nan if value is None else value
         record = StageRecord(**fields) if version == _FORMAT_VERSION else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None

@@ -230,9 +230,10 @@ class LowerStage(Stage):
             metrics |= {f"{prefix}{name}": value for name, value in measured.items()}
             if examples is dev:
                 wanted = predict_text(trained, text, self.batch_size)
-                same = (logits.argmax(1) == wanted.argmax(1)).double().mean()
                 metrics["lower/max_abs_difference"] = float((logits - wanted).abs().max())
-                metrics["lower/same_answers"] = float(same)
+                if classes is not None:
+                    same = (logits.argmax(1) == wanted.argmax(1)).double().mean()
+                    metrics["lower/same_answers"] = float(same)
         return metrics
 
     def _latency(self, lowered: Any, compared: Any, context: StageContext) -> dict[str, float]:

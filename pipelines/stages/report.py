@@ -5,7 +5,6 @@ Bytes are counted on the disk, not computed. An encoder is a transformer's layer
 it without embeddings, pooler and head. Latency is that of ``stage: lower``.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,6 +42,8 @@ class ReportStage(Stage):
 
     def run(self, context: StageContext) -> dict[str, float]:
         """Write the tables."""
+        from dqrm.data.files import finite_or_null, write_json
+
         rows = [
             _row(name, folder / MODEL_FOLDER, context.metrics[name])
             for name, folder in context.inputs.items()
@@ -57,8 +58,8 @@ class ReportStage(Stage):
             row["times_smaller"] = base["weight_bytes"] / row["weight_bytes"]
             if base["encoder_bytes"] and row["encoder_bytes"]:
                 row["encoder_times_smaller"] = base["encoder_bytes"] / row["encoder_bytes"]
-        text = json.dumps({"compare": base["stage"], "models": rows}, indent=2) + "\n"
-        (context.output / "report.json").write_text(text, encoding="utf-8")
+        record = finite_or_null({"compare": base["stage"], "models": rows})
+        write_json(context.output / "report.json", record)
         (context.output / "report.txt").write_text(report_text(rows), encoding="utf-8")
         context.tracker.log_artifact(context.output / "report.txt")
         context.tracker.log_artifact(context.output / "report.json")

@@ -1,18 +1,23 @@
 """The lower stage: what it writes, what it measures, what it refuses, and the report's columns."""
 
+import copy
 import json
+import math
 import re
 import signal
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
 
+from dqrm.compress.lower.folder import write_lowered
 from dqrm.pipelines.config import load_pipeline
 from dqrm.pipelines.runner import run_pipeline
 from dqrm.pipelines.stages.lower import LowerStage
+from dqrm.pipelines.text.classifier import load_any
 
 PIPELINE = """\
 threads: 1
@@ -135,6 +140,57 @@ def test_targets_and_signals(file, monkeypatch):
     )
     assert stopped.interrupted == signal.SIGINT
     assert [stage.key for stage in stopped.stages] == ["finetune", "compress"]
+
+
+def test_the_share_of_same_answers_is_that_of_the_rows(
+    file, tiny_bert, sentence_files, monkeypatch
+):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_bert)
+    dev = pd.read_csv(sentence_files / "dev.tsv.gz", sep="\t").sentence.tolist()
+    inputs = tokenizer(dev, padding=True, return_tensors="pt")
+
+    def answers(model):
+        with torch.no_grad():
+            return model(**inputs).logits
+
+    def with_another_head(model, *arguments, **options):
+        other = copy.deepcopy(model)
+        leads = answers(model).diff(dim=1)
+        other.classifier.bias.data[1] -= leads.quantile(0.3).item()
+        write_lowered(other, *arguments, **options)
+
+    monkeypatch.setattr("dqrm.compress.lower.folder.write_lowered", with_another_head)
+    short = ["stages.finetune.max_steps=1", "stages.compress.max_steps=1"]
+    _, compress, lower, _ = run_pipeline(load_pipeline(file("fp32"), short)).stages
+    before, after = (
+        answers(load_any(stage.folder / "model").eval()) for stage in (compress, lower)
+    )
+    same = float((before.argmax(1) == after.argmax(1)).double().mean())
+    assert 0 < same < 1
+    assert lower.record.metrics["lower/same_answers"] == pytest.approx(same)
+
+
+def test_a_regression_of_constant_scores(tiny_bert):
+    frame = pd.DataFrame({"sentence": [f"w{n}" for n in range(32)], "score": [1.5, 2.5] * 16})
+    frame.to_csv("train.tsv", sep="\t", index=False)
+    frame.assign(score=3.5).to_csv("dev.tsv", sep="\t", index=False)
+    Path("scores.yaml").write_text(
+        "tracking: {enabled: false}\nthreads: 1\n"
+        "data: {train: train.tsv, dev: dev.tsv}\nstages:\n"
+        f"  - {{stage: finetune, model: {tiny_bert}, max_steps: 1}}\n"
+        "  - {stage: lower, model: 'stage:finetune', seconds: 1e-6, buckets: [[1, 8]]}\n"
+        "  - {stage: report}\n"
+    )
+    config = load_pipeline(Path("scores.yaml"))
+    finetune, lower, report = run_pipeline(config).stages
+    assert math.isnan(finetune.record.metrics["best/val_pearson"])
+    assert "lower/max_abs_difference" in lower.record.metrics
+    assert "lower/same_answers" not in lower.record.metrics, "a regression has one output"
+    for file in (report.folder / "report.json", finetune.folder / "stage.json"):
+        json.loads(file.read_text(), parse_constant=pytest.fail)
+    models = json.loads((report.folder / "report.json").read_text())["models"]
+    assert models[0]["metrics"]["best/val_pearson"] is None
+    assert not any(stage.ran for stage in run_pipeline(config).stages)
 
 
 def test_faults(file, dqrm):
