@@ -139,7 +139,11 @@ class CompressStage(TextTrainingStage):
             except ValueError as error:
                 found.append(Problem("distill.teacher", str(error)))
         try:
-            self._attach(model)
+            train, _, _ = self.data.read()
+        except (OSError, ValueError) as error:
+            return [*found, Problem("data", str(error))]
+        try:
+            self._attach(model, len(train))
         except ValueError as error:
             found.append(Problem("transforms", str(error)))
         return found
@@ -248,15 +252,14 @@ class CompressStage(TextTrainingStage):
             rows.append((what, str(planned)))
         return rows
 
-    def _attach(self, model: Any) -> None:
-        """Attach the transforms to the skeleton of the model, cut already."""
+    def _attach(self, model: Any, rows: int) -> None:
+        """Attach the transforms to the skeleton of the model, cut already, to train on ``rows``."""
         from dqrm.compress.lower.shapes import encoder_path
         from dqrm.compress.transforms.build import build_compression
         from dqrm.pipelines.text.finetune import count_steps
         from dqrm.pipelines.text.sensitivity import schedules_that_ask
 
-        train, _, _ = self.data.read()
-        steps = count_steps(len(train), self.recipe(self.select_by))
+        steps = count_steps(rows, self.recipe(self.select_by))
         compression = build_compression(self.transforms)
         compression.attach(model, steps)
         if schedules_that_ask(compression):

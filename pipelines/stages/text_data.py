@@ -73,38 +73,48 @@ class TextData(Settings):
         return {name: file_digest(path) for name, path in self.files().items()}
 
     def problems(self) -> list[Problem]:
-        """Files that are not there, or lack a column."""
-        from dqrm.pipelines.text.tables import find_columns, read_table
-
-        found = []
+        """Files that are not there, lack a column or have faults in their first rows."""
+        found, first = [], {}
         for name, path in self.files().items():
             if not path.is_file():
                 found.append(Problem(f"data.{name}", f"{path}: no such file"))
                 continue
             try:
-                frame = read_table(path, self.format, _ROWS_CHECKED)
-                find_columns(frame, str(path), self.text, self.text_pair, self.label)
+                first[name] = self._take(path, _ROWS_CHECKED)
             except (OSError, ValueError) as error:
                 found.append(Problem(f"data.{name}", str(error)))
-        return found
+        if found:
+            return found
+        try:
+            self._split(first)
+        except ValueError:
+            # The rows behind them may be enough.
+            try:
+                self.read()
+            except (OSError, ValueError) as error:
+                return [Problem("data", str(error))]
+        return []
 
     def read(self) -> "tuple[Examples, Examples, Examples | None]":
         """The rows to train on, to select on and to test on."""
-        from dqrm.pipelines.text.tables import (
-            find_columns,
-            read_table,
-            split_examples,
-            take_examples,
-        )
+        return self._split({name: self._take(path) for name, path in self.files().items()})
 
-        taken = {}
-        for name, path in self.files().items():
-            frame = read_table(path, self.format)
-            columns = find_columns(frame, str(path), self.text, self.text_pair, self.label)
-            taken[name] = take_examples(frame, columns, str(path))
-        train, where = taken["train"], str(self.train)
+    def _take(self, path: Path, rows: int | None = None) -> "Examples":
+        """The rows of a file; no more than ``rows`` of them where it is text."""
+        from dqrm.pipelines.text.tables import find_columns, read_table, take_examples
+
+        frame = read_table(path, self.format, rows)
+        columns = find_columns(frame, str(path), self.text, self.text_pair, self.label)
+        return take_examples(frame, columns, str(path))
+
+    def _split(self, taken: "dict[str, Examples]") -> "tuple[Examples, Examples, Examples | None]":
+        """The rows of each split, from those of each file."""
+        from dqrm.pipelines.text.tables import split_examples
+
+        train, test, where = taken["train"], taken.get("test"), str(self.train)
         if self.test_fraction is not None:
-            train, taken["test"] = split_examples(train, self.test_fraction, where, "data.test")
-        if "dev" not in taken:
-            train, taken["dev"] = split_examples(train, self.dev_fraction, where, "data.dev")
-        return train, taken["dev"], taken.get("test")
+            train, test = split_examples(train, self.test_fraction, where, "data.test")
+        dev = taken.get("dev")
+        if dev is None:
+            train, dev = split_examples(train, self.dev_fraction, where, "data.dev")
+        return train, dev, test

@@ -1,5 +1,7 @@
 """Labelled sentences, or pairs of them, from TSV, CSV and Parquet files and data frames."""
 
+import lzma
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +89,11 @@ def read_table(path: Path, form: Format = "auto", rows: int | None = None) -> pd
             return pd.read_parquet(path)
     except ValueError as error:
         raise ValueError(f"{path}: not a {form} table: {error}") from error
+    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        # What unpacks names no file.
+        raise ValueError(f"{path}: cut off or damaged: {error}; copy it again") from error
     raise ValueError(f"{path}: cannot tell its format by its name; say tsv, csv or parquet")
 
 
@@ -139,20 +146,33 @@ def take_examples(frame: pd.DataFrame, columns: Columns, where: str) -> Examples
     """Return the rows of a table.
 
     Raises:
-        ValueError: there are none, or a label is missing; ``where`` begins the message.
+        ValueError: there are none, or a text or a label is missing or not a single value;
+            ``where`` begins the message.
     """
     if frame.empty:
         raise ValueError(f"{where}: has no rows")
     labels = frame[columns.label]
-    missing = labels.isna() | (labels.astype(str) == "")
-    if missing.any():
-        raise ValueError(f"{where}: row {int(missing.to_numpy().argmax()) + 1} has no label")
+    for row, value in enumerate(labels, start=1):
+        if not pd.api.types.is_scalar(value):
+            raise ValueError(f"{where}: row {row}: label {value!r} is not a single value")
+        if pd.isna(value) or value == "":
+            raise ValueError(f"{where}: row {row} has no label; add it, or take the row out")
     pair = columns.text_pair
     return Examples(
-        frame[columns.text].astype(str).tolist(),
-        None if pair is None else frame[pair].astype(str).tolist(),
+        _texts(frame, columns.text, where),
+        None if pair is None else _texts(frame, pair, where),
         labels.reset_index(drop=True),
     )
+
+
+def _texts(frame: pd.DataFrame, column: str, where: str) -> list[str]:
+    """A column of texts; they may be empty, and numbers were texts before they were read."""
+    for row, value in enumerate(frame[column], start=1):
+        if isinstance(value, bytes) or not pd.api.types.is_scalar(value):
+            raise ValueError(f"{where}: row {row}: {column} {value!r} is no text")
+        if pd.isna(value):
+            raise ValueError(f"{where}: row {row} has no {column}; add it, or take the row out")
+    return frame[column].astype(str).tolist()
 
 
 def split_examples(
@@ -164,7 +184,8 @@ def split_examples(
         examples: to draw from.
         fraction: of them, more than 0 and less than 1.
         where: the file they are from, for messages.
-        field: the setting of a file that makes drawing needless, for messages.
+        field: the setting of a file that makes drawing needless, for messages; that of the
+            fraction is called so as well, ``_fraction`` behind it.
 
     Raises:
         ValueError: there are too few; ``where`` begins the message.
@@ -172,7 +193,8 @@ def split_examples(
     count = round(fraction * len(examples))
     if not 0 < count < len(examples):
         raise ValueError(
-            f"{where}: {fraction:g} of {len(examples)} rows cannot be set apart; give {field}"
+            f"{where}: {fraction:g} of {len(examples)} rows cannot be set apart; change "
+            f"{field}_fraction, or give {field}"
         )
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(0)).tolist()
     return examples.take(sorted(order[count:])), examples.take(sorted(order[:count]))

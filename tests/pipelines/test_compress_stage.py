@@ -240,3 +240,16 @@ def test_faults_show_before_anything_runs(finished, dqrm, tiny_bert):
     assert f"encoder         {int(done['size/encoder_packed_bytes']):,} bytes, 8.7 x" in plan.stdout
     assert f"packed          {int(done['size/packed_bytes']):,} bytes, " in plan.stdout
     assert not Path("planned").exists()
+
+
+def test_faults_of_rows_are_no_faults_of_transforms(dqrm, tiny_bert):
+    # Behind the rows that are looked at before steps are counted.
+    Path("rows.tsv").write_text("sentence\tlabel\n" + "w1\t1\n" * 250 + "w2\t\n")
+    Path("rows.yaml").write_text(
+        f"stages:\n  - stage: compress\n    model: {tiny_bert}\n    data: {{train: rows.tsv}}\n"
+        "    transforms: [{kind: quant, match: '.*dense', weight: {bits: 4}}]\n"
+    )
+    done = dqrm("pipeline", "validate", "rows.yaml")
+    assert done.exit_code == 2
+    message = "rows.yaml:4: stages.compress.data: rows.tsv: row 251 has no label"
+    assert message in done.stderr

@@ -1,6 +1,8 @@
 """Tables, metrics and batches of sentences."""
 
+import bz2
 import gzip
+import lzma
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +84,48 @@ def test_rows_longer_than_the_header_shift_no_columns(ending, separator):
     write(header, row, row, (*row, "x"), row)
     with pytest.raises(ValueError, match=rf"long\.{ending}: .* 2 fields in line 4, saw 3"):
         read_table(path)
+
+
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz"])
+def test_a_packed_file_that_is_cut_off_is_named(ending):
+    pack = {"gz": gzip, "bz2": bz2, "xz": lzma}[ending].compress
+    rows = "".join(f"some text {n * n}\t{n % 2}\n" for n in range(5000))
+    packed = pack(f"text\tlabel\n{rows}".encode())
+    path = Path(f"rows.tsv.{ending}")
+    for content in (packed[:2000], packed[:200] + b"\xff" * 99 + packed[300:], b"text"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"rows\.tsv\.{ending}: .*; copy it again"):
+            read_table(path)
+
+
+def test_rows_without_a_text_or_with_lists_are_named():
+    def problems(**columns):
+        pd.DataFrame({"sentence": ["a", ""], "label": [0, 1]} | columns).to_parquet("t.parquet")
+        data = TextData(train=Path("t.parquet"), dev_fraction=0.5)
+        return [(problem.field, problem.message) for problem in data.problems()]
+
+    assert problems() == []
+    for columns, message in (
+        ({"sentence": ["a", None]}, "row 2 has no sentence; add it, or take the row out"),
+        ({"sentence": [["a"], ["b"]]}, "row 1: sentence array(['a'], dtype=object) is no text"),
+        ({"sentence": [b"a", b"b"]}, "row 1: sentence b'a' is no text"),
+        ({"label": [[0], [1]]}, "row 1: label array([0]) is not a single value"),
+        ({"label": [0.0, None]}, "row 2 has no label; add it, or take the row out"),
+        ({"sentence": [], "label": []}, "has no rows"),
+    ):
+        assert problems(**columns) == [("data.train", f"t.parquet: {message}")], columns
+
+
+def test_too_few_rows_to_set_apart_are_a_problem_of_the_data():
+    def problems(rows, **fractions):
+        Path("t.tsv").write_text("text\tlabel\n" + "a\t1\n" * rows)
+        return [p.message for p in TextData(train=Path("t.tsv"), **fractions).problems()]
+
+    assert problems(0) == ["t.tsv: has no rows"]
+    message = "0.001 of 300 rows cannot be set apart; change data.dev_fraction, or give data.dev"
+    assert problems(300, dev_fraction=0.001) == [f"t.tsv: {message}"]
+    assert problems(600, dev_fraction=0.001) == []
+    assert "give data.test" in problems(300, test_fraction=0.001)[0]
 
 
 def test_columns_and_labels():
