@@ -76,7 +76,10 @@ class _Chosen(click.ParamType[tuple[str, ...], str]):
 )
 @click.option("--threads", type=click.IntRange(min=1), help="Threads; the free cores by default.")
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write all that was measured."
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write all that was measured.",
 )
 @click.option(
     "--plots",
@@ -133,6 +136,10 @@ def transformers(
     from dqrm.pipelines.study.run import check_trials, measured, run_trials, trials
 
     planned = trials(settings)
+    # Hours later is too late to learn that nothing can be written there.
+    for folder in (json_file and json_file.parent, plots):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
     interrupted = None
     if dry_run:
         click.echo(_overview(planned))
@@ -177,8 +184,10 @@ def _tell(
     from dqrm.pipelines.study.table import rows
 
     compared = rows(found, settings.tasks, arms)
+    told = comparison_table(compared, settings.tasks) if compared else "nothing is complete yet"
+    click.echo(told)
     if json_file is not None:
-        from dqrm.data.files import write_json
+        from dqrm.data.files import finite_or_null, write_json
         from dqrm.tracking.environment import environment_tags
 
         record = {
@@ -187,16 +196,11 @@ def _tell(
             "rows": [asdict(row) for row in compared],
             "measured": [asdict(result) for result in found],
         }
-        write_json(json_file, json.loads(json.dumps(record, default=str)))
-    if not compared:
-        click.echo("nothing is complete yet")
-        return
-    if plots is not None:
+        write_json(json_file, finite_or_null(json.loads(json.dumps(record, default=str))))
+    if plots is not None and compared:
         from dqrm.pipelines.study.plots import plot_quality
 
-        plots.mkdir(parents=True, exist_ok=True)
         plot_quality(compared, settings.tasks, plots / "quality.png")
-    click.echo(comparison_table(compared, settings.tasks))
 
 
 def comparison_table(compared: "list[Row]", tasks: Sequence[str]) -> str:
