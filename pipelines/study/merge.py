@@ -5,11 +5,13 @@ other. Behind every stage that compresses comes one that packs what it made and 
 same way for all; those of the recipes are left out.
 """
 
+import copy
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dqrm.compress.transforms.config import NMTransform
+from dqrm.compress.transforms.config import NMTransform, QuantTransform
 from dqrm.pipelines.config import PipelineConfig, find_pipeline, load_pipeline, shipped_recipes
 from dqrm.pipelines.references import named_stage
 from dqrm.pipelines.stage import Stage
@@ -71,7 +73,7 @@ def merged_pipeline(
     """Return the pipeline of a task and a seed, and what it compares with its baseline.
 
     Raises:
-        ValueError: recipes begin with different models.
+        ValueError: recipes begin with different models, or bits cannot go down in so few steps.
         FileNotFoundError: a file of the task is not there.
     """
     data = TASKS[task].data(task, settings.data)
@@ -130,9 +132,19 @@ def _adapted(stage: Stage, task: Task, settings: StudySettings) -> dict[str, Any
         tree |= {} if epochs is None else {"epochs": epochs}
     if task.compress_steps is not None and tree.get("max_steps") is not None:
         _shorten(tree, fields, task.compress_steps)
-    if settings.max_steps is not None:
-        _shorten(tree, fields, settings.max_steps)
-    return tree
+    if settings.max_steps is None:
+        return tree
+    for most in itertools.count(settings.max_steps):
+        shorter = copy.deepcopy(tree)
+        _shorten(shorter, fields, most)
+        if _steps_of_bits(shorter) <= most:
+            break
+    if most > settings.max_steps:
+        raise ValueError(
+            f"--max-steps {settings.max_steps}: the bits of {stage.key} cannot go down in so few; "
+            f"give {most} or more"
+        )
+    return shorter
 
 
 def _shorten(tree: dict[str, Any], fields: Any, most: int) -> None:
@@ -154,6 +166,13 @@ def _shorten(tree: dict[str, Any], fields: Any, most: int) -> None:
         if transform["kind"] == "nm" and transform.get("via", "admm") == "admm":
             updates = transform.get("updates", NMTransform.model_fields["updates"].default)
             transform["updates"] = max(1, updates * most // whole)
+
+
+def _steps_of_bits(tree: dict[str, Any]) -> int:
+    """Steps that a stage needs for the bits of its weights to go down."""
+    quants = [t for t in tree.get("transforms", ()) if t["kind"] == "quant"]
+    schedules = [QuantTransform.model_validate(transform).bits() for transform in quants]
+    return max((bits.last_transition() + 1 for bits in schedules if bits is not None), default=0)
 
 
 def _with_packing(

@@ -63,7 +63,7 @@ def trials(settings: StudySettings) -> list[Trial]:
 
     Raises:
         FileNotFoundError: a file of a task is not there.
-        ValueError: recipes begin with different models.
+        ValueError: recipes begin with different models, or bits cannot go down in so few steps.
     """
     return [
         Trial(task, seed, *merged_pipeline(settings, task, seed))

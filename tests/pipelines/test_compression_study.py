@@ -1,5 +1,6 @@
 """`dqrm bench transformers` on tasks and a model made here."""
 
+import errno
 import json
 import statistics
 from pathlib import Path
@@ -75,6 +76,17 @@ def test_shorter_training_has_shorter_schedules(glue):
     assert before["nm-admm"].transforms[0].updates == 3
     assert stages["zeroquant-w48-lkd"].steps == 100
     assert before["moq"].data.test_fraction == TASKS["mrpc"].test_fraction
+
+
+def test_too_few_steps_for_bits_to_go_down_say_how_many_are_enough(glue):
+    for steps in (1, 8):
+        message = f"--max-steps {steps}: the bits of moq cannot go down in so few; give 9 or more"
+        with pytest.raises(ValueError, match=message):
+            merged_pipeline(study(data=glue, max_steps=steps), "cola", 0)
+    for steps in range(9, 100):
+        config, _ = merged_pipeline(study(data=glue, recipes=("moq",), max_steps=steps), "cola", 0)
+        moq = next(stage for stage in config.stages if stage.key == "moq")
+        moq.transforms[0].bits().check(moq.max_steps)
 
 
 def test_tasks_of_few_rows_take_fewer_steps(glue):
@@ -187,6 +199,26 @@ def test_the_command_runs_what_is_not_complete(dqrm, glue, bert_of_six, monkeypa
     assert by_arm["prune"]["times_faster"].keys() == {"fp32", "bf16"}
 
 
+def test_json_is_written_into_a_new_folder_behind_the_table(dqrm, glue, bert_of_six, monkeypatch):
+    begin = ("bench", "transformers", "--data", glue, "--model", bert_of_six, *SHORT)
+    ask = (*begin, "--tasks", "cola", "--seeds", "0", "--dry-run", "--json")
+    done = dqrm(*ask, "new/folder/all.json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(Path("new/folder/all.json").read_text())["rows"] == []
+    Path("file").touch()
+    wrong = dqrm(*ask, "file/all.json")
+    assert wrong.exit_code != 0
+    assert wrong.stdout == "", "before anything runs"
+
+    def full_disk(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dqrm.data.files.write_json", full_disk)
+    cut = dqrm(*ask, "all.json")
+    assert cut.exit_code == 1
+    assert "nothing is complete yet" in cut.stdout
+
+
 def test_faults_are_told_before_anything_runs(dqrm, glue, bert_of_six):
     begin = ("bench", "transformers", "--data", glue, *SHORT)
     for more, message in (
@@ -195,6 +227,7 @@ def test_faults_are_told_before_anything_runs(dqrm, glue, bert_of_six):
         (("--tasks", "cola", "--model", "absent"), "CoLA, finetune.model: absent: no such folder"),
         (("--tasks", "cola", "--recipes", "moq,magic"), "--recipes magic: must be among moq"),
         (("--tasks", "cola,cola"), "give different names"),
+        (("--tasks", "cola", "--seeds", "0,1,0"), "'0,1,0': give different seeds"),
     ):
         done = dqrm(*begin, *more)
         assert done.exit_code == 2, more

@@ -15,6 +15,7 @@ from dqrm.settings import Settings
 
 if TYPE_CHECKING:
     from dqrm.compress.grids.granularity import Granularity
+    from dqrm.compress.schedules import MoqBits
     from dqrm.compress.transforms.base import Transform
 
 Patterns = str | tuple[str, ...]
@@ -158,19 +159,24 @@ class QuantTransform(Settings):
             raise ValueError(f"a {self.weight.grid} grid has no bits to lower; leave grid out")
         return self
 
+    def bits(self) -> "MoqBits | None":
+        """Return how the weight's bits go down, if they do."""
+        from dqrm.compress.schedules import MoqBits
+
+        weight, schedule = self.weight, self.schedule
+        if weight is None or schedule is None:
+            return None
+        periods = schedule.period, schedule.offset, schedule.mix_ratio
+        return MoqBits(schedule.start, weight.bits, *periods)
+
     def transforms(self) -> "list[Transform]":
         """Return what it stands for."""
-        from dqrm.compress.schedules import MoqBits
         from dqrm.compress.transforms.activations import QuantizeActivations
         from dqrm.compress.transforms.weights import QuantizeWeights
 
         made: list[Transform] = []
         weight, schedule = self.weight, self.schedule
         if weight is not None:
-            bits = None
-            if schedule is not None:
-                periods = schedule.period, schedule.offset, schedule.mix_ratio
-                bits = MoqBits(schedule.start, weight.bits, *periods)
             made.append(
                 QuantizeWeights(
                     patterns(self.match),
@@ -179,7 +185,7 @@ class QuantTransform(Settings):
                     weight.grid,
                     rounding=weight.rounding,
                     full_range=weight.range == "full",
-                    schedule=bits,
+                    schedule=self.bits(),
                     sensitivity=schedule is not None and schedule.sensitivity is not None,
                     mixed_end=schedule is not None and schedule.mixed_end,
                 )
