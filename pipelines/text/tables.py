@@ -1,5 +1,6 @@
 """Labelled sentences, or pairs of them, from TSV, CSV and Parquet files and data frames."""
 
+import io
 import lzma
 import zlib
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import torch
+import zstandard
 
 Format = Literal["auto", "tsv", "csv", "parquet"]
 Task = Literal["auto", "classification", "regression"]
@@ -81,20 +83,34 @@ def read_table(path: Path, form: Format = "auto", rows: int | None = None) -> pd
     try:
         if form in ("tsv", "csv"):
             quoting: dict[str, Any] = {"sep": "\t", "quoting": 3} if form == "tsv" else {}
+            source = _zstd_text(path) if path.suffix == ".zst" else path
             # Read in parts, a column may hold numbers of one part beside text of another.
             return _without_index(
-                pd.read_csv(path, keep_default_na=False, low_memory=False, nrows=rows, **quoting)
+                pd.read_csv(source, keep_default_na=False, low_memory=False, nrows=rows, **quoting)
             )
         if form == "parquet":
             return pd.read_parquet(path)
     except ValueError as error:
         raise ValueError(f"{path}: not a {form} table: {error}") from error
-    except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+    except (EOFError, OSError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         # What unpacks names no file.
         raise ValueError(f"{path}: cut off or damaged: {error}; copy it again") from error
     raise ValueError(f"{path}: cannot tell its format by its name; say tsv, csv or parquet")
+
+
+def _zstd_text(path: Path) -> io.BytesIO:
+    """Unpack all frames: pandas takes what there is of a file that is cut off for all of it."""
+    packed, text = path.read_bytes(), io.BytesIO()
+    while packed:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        text.write(frame.decompress(packed))
+        if not frame.eof:
+            raise EOFError("it ends within a frame")
+        packed = frame.unused_data
+    text.seek(0)
+    return text
 
 
 def _without_index(frame: pd.DataFrame) -> pd.DataFrame:

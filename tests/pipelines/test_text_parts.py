@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import zstandard
 from sklearn import metrics as sklearn
 
 from dqrm.pipelines.stages.text_data import TextData
@@ -86,12 +87,16 @@ def test_rows_longer_than_the_header_shift_no_columns(ending, separator):
         read_table(path)
 
 
-@pytest.mark.parametrize("ending", ["gz", "bz2", "xz"])
-def test_a_packed_file_that_is_cut_off_is_named(ending):
-    pack = {"gz": gzip, "bz2": bz2, "xz": lzma}[ending].compress
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zst"])
+def test_a_packed_file_is_read_whole_or_named(ending):
+    pack = {"gz": gzip, "bz2": bz2, "xz": lzma, "zst": zstandard}[ending].compress
     rows = "".join(f"some text {n * n}\t{n % 2}\n" for n in range(5000))
     packed = pack(f"text\tlabel\n{rows}".encode())
     path = Path(f"rows.tsv.{ending}")
+    path.write_bytes(packed + pack(b"more\t2\n"))
+    table = read_table(path)
+    assert len(table) == 5001, "files of two streams, one behind the other"
+    assert table.text.iloc[-1] == "more"
     for content in (packed[:2000], packed[:200] + b"\xff" * 99 + packed[300:], b"text"):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"rows\.tsv\.{ending}: .*; copy it again"):
