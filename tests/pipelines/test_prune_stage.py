@@ -242,6 +242,7 @@ def test_what_cannot_be_pruned_is_told(tiny_bert, sentence_files, dqrm):
         vocab_size=40, dim=32, hidden_dim=64, n_layers=1, n_heads=2
     )
     config.save_pretrained("distilled")
+    transformers.AutoTokenizer.from_pretrained(tiny_bert).save_pretrained("distilled")
     other = dqrm("pipeline", "validate", "tiny.yaml", "stages.prune.model=distilled")
     assert other.exit_code == 2
     assert "stages.prune.model: DistilBertForSequenceClassification" in other.stderr

@@ -115,7 +115,7 @@ tracking: {{enabled: false}}
 data: {{train: {text}/train.tsv}}
 stages:
   - {{stage: finetune, model: {model}}}
-  - {{stage: prune, model: 'stage:finetune', budget: {{macs: 0.5}}}}
+  - {{stage: prune, model: 'stage:finetune', budget: {{macs: 0.5}}, held_out: 32}}
   - stage: compress
     model: stage:finetune
     distill: {{teacher: {model}}}
