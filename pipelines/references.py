@@ -148,6 +148,7 @@ def _package_folder(reference: str) -> Path:
     name = reference.removeprefix(_PACKAGE).replace("-", "_")
     found = util.find_spec(name) if name.isidentifier() else None
     if found is None or found.origin is None:
-        raise FileNotFoundError(f"{reference}: no such package is installed")
+        hint = f"pip install {name.replace('_', '-')}"
+        raise FileNotFoundError(f"{reference}: no such package is installed; {hint}")
     get_model_path = getattr(importlib.import_module(name), "get_model_path", None)
     return Path(found.origin).parent if get_model_path is None else Path(get_model_path())
