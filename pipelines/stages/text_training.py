@@ -63,7 +63,7 @@ class TextTrainingStage(TextModelStage):
     """Steps between selections, besides the end of every epoch."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 where the CPU multiplies it in hardware. Weights and updates stay FP32."""
+    """auto: bf16 where the CPU multiplies it faster. Weights and updates stay FP32."""
 
     seed: int = 0
     """Of the new head, the order of rows and dropout."""

@@ -13,6 +13,7 @@ from dqrm.pipelines.config import load_pipeline
 from dqrm.pipelines.runner import run_pipeline
 from dqrm.pipelines.text.batches import EncodedText
 from dqrm.pipelines.text.classifier import (
+    bf16_is_fast,
     load_any,
     load_classifier,
     load_teacher,
@@ -167,3 +168,18 @@ def test_classes_are_in_the_order_of_the_models_outputs(tiny_bert, sentence_file
         assert stage.record.metrics["best/val_accuracy"] > 0.9, stage.key
         read = load_any(stage.folder / "model")
         assert read.config.id2label == {0: "positive", 1: "negative"}
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "fast"),
+    [
+        ({}, False),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, True),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, True),
+        ({"cpu_name": "Neoverse-V1", "bf16": True}, True),
+    ],
+)
+def test_bf16_is_taken_where_it_is_faster(monkeypatch, capabilities, fast):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert bf16_is_fast() is fast
