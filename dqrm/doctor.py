@@ -216,9 +216,9 @@ def _bfloat16(level: str) -> str:
     assert module is not None
     if module.has_amx():
         return "by oneDNN on AMX"
-    if module.has_avx512_bf16() and level == "avx512":
+    if module.has_fast_avx512_bf16() and level == "avx512":
         return "by native loops on AVX512-BF16"
-    return "no instructions for it here: MLPs multiply in FP32"
+    return "no instructions here that are faster than FP32: MLPs multiply in FP32"
 
 
 def _torch() -> list[Finding]:

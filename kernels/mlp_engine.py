@@ -130,7 +130,7 @@ def plain_engine(layers: Sequence[LayerSpec], gradients: Gradients, precision: P
             lambda x: mlp_forward_reference(x, layers, precision, torch.mm),
             lambda grad_y, saved, _: mlp_backward_reference(grad_y, layers, saved, torch.mm),
         )
-    fast = module.has_avx512_bf16() and isa_level() == "avx512"
+    fast = module.has_fast_avx512_bf16() and isa_level() == "avx512"
 
     def make() -> Any:
         return module.MlpStack(

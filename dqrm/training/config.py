@@ -75,9 +75,10 @@ class TrainingConfig(Settings):
 
     precision: Literal["fp32", "bf16", "int8"] = "fp32"
     """What the MLPs multiply in; weights, sums, updates and all else stay FP32. bf16: operands
-    rounded to bfloat16. int8: quantized layers of 32 or more inputs and 2 or more outputs multiply
-    8-bit codes forward and backward, with gradients rounded stochastically, other layers are as in
-    bf16; needs quant.mlp_bits 4 or 8 and quant.activation_bits 32."""
+    rounded to bfloat16, where the processor multiplies those faster. int8: quantized layers of 32
+    or more inputs and 2 or more outputs multiply 8-bit codes forward and backward, with gradients
+    rounded stochastically, other layers are as in bf16; needs quant.mlp_bits 4 or 8 and
+    quant.activation_bits 32."""
 
     optimize: Literal["default", "ipex"] = "default"
     """ipex: the MLPs go through Intel Extension for PyTorch, which wants torch 2.8."""

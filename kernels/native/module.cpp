@@ -19,7 +19,7 @@ NB_MODULE(_native, module) {
   // What compiled graphs hold on to lives until the process ends; that is no leak worth a word.
   nanobind::set_leak_warnings(false);
   module.def("available_levels", &available_levels);
-  module.def("has_avx512_bf16", &has_avx512_bf16);
+  module.def("has_fast_avx512_bf16", &has_fast_avx512_bf16);
   module.def("has_avx512_vnni", &has_avx512_vnni);
   module.def("has_amx", &has_amx);
   bind_bench(module);

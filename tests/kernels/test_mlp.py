@@ -63,10 +63,10 @@ def gradients(stack: DenseStack) -> list[Tensor]:
 
 
 def used_by(stack: DenseStack) -> Precision:
-    """Where the processor has no bfloat16, "bf16" computes in FP32."""
+    """Where the processor has no bfloat16, or a slow one, "bf16" computes in FP32."""
     module = native()
     assert module is not None
-    fast = module.has_amx() or (module.has_avx512_bf16() and isa_level() == "avx512")
+    fast = module.has_amx() or (module.has_fast_avx512_bf16() and isa_level() == "avx512")
     return "bf16" if stack.precision == "bf16" and fast else "fp32"
 
 

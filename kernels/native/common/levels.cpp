@@ -56,6 +56,14 @@ bool has_avx512_bf16() {
 #endif
 }
 
+bool has_fast_avx512_bf16() {
+#ifdef DQRM_X86
+  return has_avx512_bf16() && !__builtin_cpu_is("intel");
+#else
+  return false;
+#endif
+}
+
 bool has_avx512_vnni() {
 #ifdef DQRM_X86
   return can_run(Level::avx512) && __builtin_cpu_supports("avx512vnni");

@@ -29,7 +29,7 @@ const Int8TrainingLoops& loops_here() {
 // Of the layers before and behind.
 const MlpLoops& other_loops() {
 #ifdef DQRM_X86
-  if (has_avx512_bf16()) return avx512bf16::mlp_loops;
+  if (has_fast_avx512_bf16()) return avx512bf16::mlp_loops;
   return avx512::mlp_loops;
 #else
   return scalar::mlp_loops;
