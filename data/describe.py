@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from dqrm.data.files import save_figure
 from dqrm.data.manifest import Manifest, read_manifest
 from dqrm.data.shards import check_size
 
@@ -241,7 +242,7 @@ def plot(description: DatasetDescription, path: Path | str) -> None:
     skew.set_xlabel("share of training look-ups (%)")
     skew.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     figure.suptitle(f"{description.path.name}: size and skew of {len(tables)} categorical columns")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, Path(path))
 
 
 def _bars(axes: Any, places: I64, groups: Sequence[tuple[str, Sequence[float], str]]) -> None:

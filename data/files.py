@@ -14,8 +14,9 @@ from typing import Any
 def new_file(path: Path) -> Iterator[Path]:
     """Yield a temporary name to write; it becomes ``path`` when the block ends without an error.
 
-    The content reaches the disk before the name does.
+    The content reaches the disk before the name does. Folders that are missing are made.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -30,6 +31,12 @@ def write_text(path: Path, text: str) -> None:
     """Write ``text`` to ``path`` atomically and durably."""
     with new_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def save_figure(figure: Any, path: Path, dpi: int = 120) -> None:
+    """Write a figure of matplotlib to ``path``, in the format of its ending, atomically."""
+    with new_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix.removeprefix("."), dpi=dpi)
 
 
 def write_json(path: Path, value: Any) -> None:

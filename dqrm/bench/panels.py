@@ -8,6 +8,8 @@ from typing import TypeVar
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dqrm.data.files import save_figure
+
 Case = TypeVar("Case")
 
 _COLUMNS = 2
@@ -24,4 +26,4 @@ def plot_panels(
         draw(axis, case)
     for axis in panels[len(cases) :]:
         axis.set_axis_off()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)

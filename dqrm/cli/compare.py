@@ -9,6 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from dqrm.cli.framework import DqrmCommand
+from dqrm.cli.outputs import OutputFile
 
 _RUNS = Path("runs")
 
@@ -47,12 +48,8 @@ class _RunName(click.ParamType[str, str]):
     help="Metric that --best sorts by.",
 )
 @click.option("--tracking-uri", metavar="URI", help="MLflow store or server the runs are in.")
-@click.option(
-    "--html", "html", type=click.Path(path_type=Path), metavar="FILE", help="Write a report."
-)
-@click.option(
-    "--json", "json_", type=click.Path(path_type=Path), metavar="FILE", help="Write all as JSON."
-)
+@click.option("--html", "html", type=OutputFile(), metavar="FILE", help="Write a report.")
+@click.option("--json", "json_", type=OutputFile(), metavar="FILE", help="Write all as JSON.")
 @click.option("--log", is_flag=True, help="Record table and report in MLflow, as a run.")
 def compare(
     words: tuple[str, ...],
@@ -71,9 +68,6 @@ def compare(
     """
     if bool(words) == (best is not None):
         raise click.UsageError("name runs, or let --best N choose them")
-    for file in (html, json_):
-        if file is not None and not file.parent.is_dir():
-            raise click.UsageError(f"{file.parent}: no such folder")
 
     from dqrm.comparison.differences import grouped
     from dqrm.comparison.find import Finder

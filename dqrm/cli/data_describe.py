@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from dqrm.cli.framework import DqrmCommand
+from dqrm.cli.outputs import PictureFile
 
 _EXAMPLES = [
     ("dqrm data describe census", "the built-in example"),
@@ -24,7 +25,7 @@ _EXAMPLES = [
     show_default=True,
     help="Width of the embedding rows whose memory is shown.",
 )
-@click.option("--plot", type=click.Path(path_type=Path), metavar="PNG", help="Also draw a picture.")
+@click.option("--plot", type=PictureFile(), metavar="PNG", help="Also draw a picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON.")
 def describe(dataset: str, embedding_dim: int, plot: Path | None, as_json: bool) -> None:
     """Show what is in a data set.

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+from dqrm.data.files import save_figure
 from dqrm.study.statistics import Estimate
 from dqrm.study.study import Answered
 from dqrm.study.summary import Row, Summary
@@ -50,7 +51,7 @@ def _against(
             for axis in pair:
                 axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         pair[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def _draw_curves(axis: Axes, one: Answered, metric: Metric, across: Across) -> None:
@@ -116,7 +117,7 @@ def _scatter(
             _plain_log(axis)
             _label(axis, summary.label, label, f"Test {_LABELS[metric]}")
         pair[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def _plain_log(axis: Axes) -> None:
@@ -149,7 +150,7 @@ def _bags(answered: Sequence[Answered], summaries: Sequence[Summary], path: Path
         axis.set_xticks(list(places), [summary.label for summary in summaries])
         _label(axis, "", "", f"Test {_LABELS[metric]}")
     axes[1].legend(fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def _bar(axis: Axes, x: float, value: Estimate, colour: str, title: str, marker: str) -> None:

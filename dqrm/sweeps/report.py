@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dqrm.config import RunConfig
 from dqrm.configuration import load, to_yaml
-from dqrm.data.files import write_json, write_text
+from dqrm.data.files import save_figure, write_json, write_text
 from dqrm.sweeps.folder import SweepFolder
 from dqrm.sweeps.plots import plot_history, plot_slices
 from dqrm.sweeps.study import BEST_STEP, ERROR, SweepStudy, overrides
@@ -159,10 +159,9 @@ def _plot(folder: SweepFolder, report: Report) -> None:
         return
     plots = folder.path / "plots"
     plots.mkdir(exist_ok=True)
-    plot_history(report.rows, report.metric).savefig(plots / "history.png", dpi=120)
-    plot_slices(report.rows, folder.space, report.metric, report.importance).savefig(
-        plots / "slices.png", dpi=120
-    )
+    save_figure(plot_history(report.rows, report.metric), plots / "history.png")
+    slices = plot_slices(report.rows, folder.space, report.metric, report.importance)
+    save_figure(slices, plots / "slices.png")
 
 
 def _outcome(report: Report) -> str:

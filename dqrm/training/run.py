@@ -22,7 +22,7 @@ from torch import Tensor
 from dqrm.config import RunConfig
 from dqrm.data.dataset import PreparedDataset
 from dqrm.data.encode import RowEncoder
-from dqrm.data.files import write_json
+from dqrm.data.files import save_figure, write_json
 from dqrm.models.sizes import ModelSizes
 from dqrm.runtime import prepare_threads
 from dqrm.serving.artifact import save_artifact
@@ -250,8 +250,8 @@ def _conclude(
         predicted = torch.sigmoid(logits).numpy()
         calibration = calibration_of(predicted, labels.numpy())
         figure = plot_calibration(predicted, labels.numpy())
-        figure.savefig(plots / "calibration.png", dpi=120)
-    plot_curves(state.history).savefig(plots / "curves.png", dpi=120)
+        save_figure(figure, plots / "calibration.png")
+    save_figure(plot_curves(state.history), plots / "curves.png")
     encoder = RowEncoder.from_dataset(dataset.path)
     artifact = run_dir / "artifact"
     tables: list[TableMeasurement] = []

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from dqrm.data.files import save_figure
 from dqrm.pipelines.study.run import BASELINE_LABEL
 from dqrm.pipelines.study.table import Row
 from dqrm.pipelines.study.tasks import TASKS
@@ -40,4 +41,4 @@ def plot_quality(rows: Sequence[Row], tasks: Sequence[str], path: Path) -> None:
         panel.set_xlabel("Encoder on disk (MiB)")
         panel.set_ylabel(f"Test {TASKS[task].metric} (%)")
         panel.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

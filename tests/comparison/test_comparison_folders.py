@@ -150,10 +150,9 @@ def test_stages_of_a_pipeline_are_runs(dqrm: Run) -> None:
         (["runs"], "this is no run"),
         (["int4-seed0", "--best", "2"], "name runs, or let --best N choose them"),
         ([], "name runs, or let --best N choose them"),
-        (["int4-seed0", "--html", "no/report.html"], "no: no such folder"),
         (["--best", "2"], "no runs are recorded in sqlite:///"),
     ],
-    ids=["mistyped", "unknown", "ambiguous", "no-run", "both", "neither", "no-folder", "no-store"],
+    ids=["mistyped", "unknown", "ambiguous", "no-run", "both", "neither", "no-store"],
 )
 def test_what_cannot_be_compared_is_said(
     dqrm: Run, make: Make, words: list[str], message: str

@@ -11,6 +11,7 @@ from dqrm.cli.bench.compared import compare, exit_code, test_figures
 from dqrm.cli.bench.seeds import seeds_option
 from dqrm.cli.framework import DqrmCommand
 from dqrm.cli.options import config_option, overrides_argument
+from dqrm.cli.outputs import OutputFile, PictureFile
 from dqrm.text import bytes_text, table
 
 if TYPE_CHECKING:
@@ -28,12 +29,8 @@ _EXAMPLES = [
 @click.command("accuracy", cls=DqrmCommand, examples=_EXAMPLES)
 @config_option()
 @seeds_option()
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write all that was measured."
-)
-@click.option(
-    "--plot", "plot_file", type=click.Path(path_type=Path), help="Write curves of validation."
-)
+@click.option("--json", "json_file", type=OutputFile(), help="Write all that was measured.")
+@click.option("--plot", "plot_file", type=PictureFile(), help="Write curves of validation.")
 @overrides_argument()
 def accuracy(
     source: str | None,

@@ -6,6 +6,7 @@ import click
 
 from dqrm.cli.errors import ExitCode
 from dqrm.cli.framework import DqrmCommand
+from dqrm.cli.outputs import OutputFile
 from dqrm.text import table
 
 
@@ -25,9 +26,7 @@ from dqrm.text import table
     help="Look-ups at each instruction set.",
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights and ids.")
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write all that was counted."
-)
+@click.option("--json", "json_file", type=OutputFile(), help="Write all that was counted.")
 def exactness(look_ups: int, seed: int, json_file: Path | None) -> int:
     """Count bits in which packed tables and the training forward differ.
 

@@ -8,6 +8,7 @@ import click
 
 from dqrm.cli.bench.speed import KINDS, Function, Names, Numbers
 from dqrm.cli.framework import DqrmCommand
+from dqrm.cli.outputs import OutputFile, PictureFile
 from dqrm.text import table
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ def study_options(
     *, parts: tuple[str, ...], batch: str, indices: str, repeats: int
 ) -> Callable[[Function], Function]:
     """Return a decorator that adds the options of every study of the exchange."""
-    file = click.Path(path_type=Path, dir_okay=False)
     options = [
         click.option(
             "--only", type=Names(parts), default=",".join(parts), show_default=True, help="Parts."
@@ -62,8 +62,8 @@ def study_options(
             help="Share of the Criteo Kaggle tables' 33.8 million rows, which each rank holds.",
         ),
         click.option("--seed", type=int, default=0, show_default=True, help="Of ids and turns."),
-        click.option("--json", "json_file", type=file, help="Write all that was measured."),
-        click.option("--plot", "plot_file", type=file, help="Draw times and bytes."),
+        click.option("--json", "json_file", type=OutputFile(), help="Write all that was measured."),
+        click.option("--plot", "plot_file", type=PictureFile(), help="Draw times and bytes."),
     ]
 
     def decorate(function: Function) -> Function:

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from dqrm.cli.framework import DqrmCommand
+from dqrm.cli.outputs import OutputFile
 from dqrm.text import bytes_text, table
 
 
@@ -26,9 +27,7 @@ from dqrm.text import bytes_text, table
 @click.option(
     "--repeats", type=click.IntRange(min=1), default=3, show_default=True, help="Times each is run."
 )
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write all that was measured."
-)
+@click.option("--json", "json_file", type=OutputFile(), help="Write all that was measured.")
 def prepare(rows: int, repeats: int, json_file: Path | None) -> None:
     """Time preparation beside pandas only parsing.
 

@@ -9,6 +9,7 @@ from dqrm.cli.bench.compared import compare, exit_code, test_figures
 from dqrm.cli.bench.seeds import seeds_option
 from dqrm.cli.framework import DqrmCommand
 from dqrm.cli.options import config_option, overrides_argument
+from dqrm.cli.outputs import OutputFile
 from dqrm.text import bytes_text, table
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ _EXAMPLES = [
 )
 @click.option("--only", metavar="N,N...", help="Numbers of the arms, from 0; all by default.")
 @seeds_option()
-@click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), help="Write all that was measured."
-)
+@click.option("--json", "json_file", type=OutputFile(), help="Write all that was measured.")
 @overrides_argument()
 def replicas(
     source: str | None,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, cast
 
 import click
 
+from dqrm.cli.outputs import OutputFile, PictureFile
 from dqrm.cli.progress import ProgressDisplay
 from dqrm.text import table
 
@@ -76,7 +77,6 @@ class Names(click.ParamType[tuple[str, ...], str]):
 
 def speed_options(*, batch: str, dim: str, repeats: int) -> Callable[[Function], Function]:
     """Return a decorator that adds the options both commands take."""
-    file = click.Path(path_type=Path, dir_okay=False)
     options = [
         click.option(
             "--batch", type=Numbers(), default=batch, show_default=True, help="Batch sizes."
@@ -114,8 +114,8 @@ def speed_options(*, batch: str, dim: str, repeats: int) -> Callable[[Function],
             help="Largest table; by default no limit at d=16 and a million rows above.",
         ),
         click.option("--seed", type=int, default=0, show_default=True, help="Of ids and turns."),
-        click.option("--json", "json_file", type=file, help="Write all that was measured."),
-        click.option("--plot", "plot_file", type=file, help="Draw work per CPU-second."),
+        click.option("--json", "json_file", type=OutputFile(), help="Write all that was measured."),
+        click.option("--plot", "plot_file", type=PictureFile(), help="Draw work per CPU-second."),
         click.option("--track", is_flag=True, help="Record the study in MLflow."),
         click.option("--tracking-uri", metavar="URI", help="MLflow store or server."),
     ]

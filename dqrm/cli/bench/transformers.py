@@ -10,6 +10,7 @@ import click
 
 from dqrm.cli.bench.seeds import seeds_option
 from dqrm.cli.framework import DqrmCommand
+from dqrm.cli.outputs import OutputFile, OutputFolder
 from dqrm.text import bytes_text, table
 
 if TYPE_CHECKING:
@@ -78,12 +79,12 @@ class _Chosen(click.ParamType[tuple[str, ...], str]):
 @click.option(
     "--json",
     "json_file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=OutputFile(),
     help="Write all that was measured.",
 )
 @click.option(
     "--plots",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OutputFolder(),
     help="Write quality.png, quality against size, into this folder.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what is complete, run nothing.")
@@ -136,10 +137,6 @@ def transformers(
     from dqrm.pipelines.study.run import check_trials, measured, run_trials, trials
 
     planned = trials(settings)
-    # Hours later is too late to learn that nothing can be written there.
-    for folder in (json_file and json_file.parent, plots):
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
     interrupted = None
     if dry_run:
         click.echo(_overview(planned))

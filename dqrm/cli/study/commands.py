@@ -9,6 +9,7 @@ import click
 from dqrm.cli.bench.seeds import seeds_option
 from dqrm.cli.framework import DqrmCommand
 from dqrm.cli.options import config_option, overrides_argument
+from dqrm.cli.outputs import OutputFile
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -28,7 +29,7 @@ def _common(function: Function) -> Function:
         click.option(
             "--json",
             "json_file",
-            type=click.Path(path_type=Path, dir_okay=False),
+            type=OutputFile(),
             help="Write all that was measured here as well.",
         ),
         click.option("--dry-run", is_flag=True, help="Say what would run and how long, and stop."),
