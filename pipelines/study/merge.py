@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dqrm.compress.transforms.config import NMTransform, QuantTransform
+from dqrm.compress.transforms.sparsify import count_search_steps
 from dqrm.pipelines.config import PipelineConfig, find_pipeline, load_pipeline, shipped_recipes
 from dqrm.pipelines.references import named_stage
 from dqrm.pipelines.stage import Stage
@@ -73,7 +74,7 @@ def merged_pipeline(
     """Return the pipeline of a task and a seed, and what it compares with its baseline.
 
     Raises:
-        ValueError: recipes begin with different models, or bits cannot go down in so few steps.
+        ValueError: recipes begin with different models, or there are too few steps for a schedule.
         FileNotFoundError: a file of the task is not there.
     """
     data = TASKS[task].data(task, settings.data)
@@ -137,11 +138,11 @@ def _adapted(stage: Stage, task: Task, settings: StudySettings) -> dict[str, Any
     for most in itertools.count(settings.max_steps):
         shorter = copy.deepcopy(tree)
         _shorten(shorter, fields, most)
-        if _steps_of_bits(shorter) <= most:
+        if _has_time(shorter, most):
             break
     if most > settings.max_steps:
         raise ValueError(
-            f"--max-steps {settings.max_steps}: the bits of {stage.key} cannot go down in so few; "
+            f"--max-steps {settings.max_steps}: too few for the schedule of {stage.key}; "
             f"give {most} or more"
         )
     return shorter
@@ -168,11 +169,18 @@ def _shorten(tree: dict[str, Any], fields: Any, most: int) -> None:
             transform["updates"] = max(1, updates * most // whole)
 
 
-def _steps_of_bits(tree: dict[str, Any]) -> int:
-    """Steps that a stage needs for the bits of its weights to go down."""
-    quants = [t for t in tree.get("transforms", ()) if t["kind"] == "quant"]
-    schedules = [QuantTransform.model_validate(transform).bits() for transform in quants]
-    return max((bits.last_transition() + 1 for bits in schedules if bits is not None), default=0)
+def _has_time(tree: dict[str, Any], steps: int) -> bool:
+    """Whether bits can go down, and ADMM make its updates, in so many steps."""
+    for transform in tree.get("transforms", ()):
+        if transform["kind"] == "quant":
+            bits = QuantTransform.model_validate(transform).bits()
+            if bits is not None and bits.last_transition() >= steps:
+                return False
+        if transform["kind"] == "nm":
+            masks = NMTransform.model_validate(transform)
+            if masks.via == "admm" and count_search_steps(steps, masks.polish) < masks.updates:
+                return False
+    return True
 
 
 def _with_packing(

@@ -80,13 +80,19 @@ def test_shorter_training_has_shorter_schedules(glue):
 
 def test_too_few_steps_for_bits_to_go_down_say_how_many_are_enough(glue):
     for steps in (1, 8):
-        message = f"--max-steps {steps}: the bits of moq cannot go down in so few; give 9 or more"
+        message = f"--max-steps {steps}: too few for the schedule of moq; give 9 or more"
         with pytest.raises(ValueError, match=message):
             merged_pipeline(study(data=glue, max_steps=steps), "cola", 0)
     for steps in range(9, 100):
         config, _ = merged_pipeline(study(data=glue, recipes=("moq",), max_steps=steps), "cola", 0)
         moq = next(stage for stage in config.stages if stage.key == "moq")
         moq.transforms[0].bits().check(moq.max_steps)
+
+
+def test_too_few_steps_for_admm_say_how_many_are_enough(glue):
+    with pytest.raises(ValueError, match="too few for the schedule of admm; give 2 or more"):
+        merged_pipeline(study(data=glue, recipes=("nm",), max_steps=1), "mrpc", 0)
+    merged_pipeline(study(data=glue, recipes=("nm",), max_steps=2), "mrpc", 0)
 
 
 def test_tasks_of_few_rows_take_fewer_steps(glue):

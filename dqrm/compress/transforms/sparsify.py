@@ -12,6 +12,11 @@ from dqrm.compress.transforms.latent import add_step, latent_weight, settle
 from dqrm.compress.transforms.patterns import NMStep
 
 
+def count_search_steps(steps: int, polish: float) -> int:
+    """Return how many of ``steps`` a mask is searched in; in the last ones it is fixed."""
+    return steps - max(1, round(polish * steps))
+
+
 class Sparsify(Transform):
     """Brings weights to an N:M pattern: a phase that searches it, then one that keeps it.
 
@@ -40,7 +45,7 @@ class Sparsify(Transform):
     def attach(self, model: nn.Module, steps: int) -> None:
         """Search from now on, for all but the polish's share of ``steps``."""
         self._modules = matching_modules(model, self.match, (nn.Linear,))
-        self.search_steps = steps - max(1, round(self.polish * steps))
+        self.search_steps = count_search_steps(steps, self.polish)
         for name in self._modules:
             self._steps[name] = NMStep(self.pattern)
             add_step(model, name, self._steps[name])
