@@ -29,6 +29,13 @@ CONFIGS = {
     },
     "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
     "DebertaV2": {**SIZES, "num_hidden_layers": 2},
+    "MobileBert": {
+        **SIZES,
+        "embedding_size": 16,
+        "intra_bottleneck_size": 16,
+        "num_hidden_layers": 2,
+        "num_feedforward_networks": 2,
+    },
     "Qwen2": {**SIZES, "num_hidden_layers": 2, "num_key_value_heads": 2, "pad_token_id": None},
 }
 """Of tiny models, by what transformers calls them; eos is the tokenizer's [SEP]."""
@@ -153,7 +160,7 @@ def test_a_decoder_takes_its_padding_from_the_tokenizer(made, pipeline, dqrm):
     assert re.search(rf"stages\.finetune\.model: .*{message}", done.stderr)
 
 
-@pytest.mark.parametrize("kind", ["DistilBert", "DebertaV2"])
+@pytest.mark.parametrize("kind", ["DistilBert", "DebertaV2", "MobileBert"])
 def test_what_cannot_be_pruned_is_told_at_once(made, pipeline, dqrm, kind):
     folder = made(kind)
     file = pipeline(

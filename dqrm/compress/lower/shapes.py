@@ -15,6 +15,8 @@ from torch.nn.utils import parametrize
 SHAPES = "pruned_shapes"
 """Key of config.json."""
 
+_PARTS_OF_LAYERS = {"attention", "intermediate", "output"}
+
 
 @dataclass(frozen=True)
 class LayerUnits:
@@ -89,6 +91,13 @@ def layer_units(model: Any) -> list[LayerUnits]:
     config = model.config
     found = []
     for layer in encoder_layers(model):
+        more = sorted({name for name, _ in layer.named_children()} - _PARTS_OF_LAYERS)
+        if more:
+            # MobileBERT's bottlenecks, say, which its heads and neurons work between.
+            raise ValueError(
+                f"{type(model).__name__}: its layers are not built as BERT's are, which have no "
+                f"{', '.join(more)}"
+            )
         try:
             units = LayerUnits(
                 layer=layer,
