@@ -7,6 +7,7 @@ same way for all; those of the recipes are left out.
 
 import copy
 import itertools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,9 +165,25 @@ def _shorten(tree: dict[str, Any], fields: Any, most: int) -> None:
             schedule["period"] = max(1, schedule["period"] * most // whole)
         if "offset" in schedule:
             schedule["offset"] = schedule["offset"] * most // whole
-        if transform["kind"] == "nm" and transform.get("via", "admm") == "admm":
-            updates = transform.get("updates", NMTransform.model_fields["updates"].default)
-            transform["updates"] = max(1, updates * most // whole)
+        if transform["kind"] == "nm" and transform.get("via", "admm") != "one_shot":
+            _shorten_search(transform, most, whole)
+
+
+def _shorten_search(transform: dict[str, Any], steps: int, whole: int) -> None:
+    """Have a mask searched for in ``steps`` where it was in ``whole``.
+
+    How long weights take to recover from the cut depends little on how long they were trained
+    before it, so the search gives up more of the steps than the recovery. On STS-B with 200 steps
+    for 800, ADMM was behind the one-shot mask by 0.9 points of Pearson's correlation (dev rows, one
+    seed) with half of the steps before the cut, and by 0.2 with a fifth.
+    """
+    masks = NMTransform.model_validate(transform)
+    # At least a step of it, where there are two.
+    share = max((1 - masks.polish) * math.sqrt(steps / whole), 1 / (steps + 1))
+    transform["polish"] = round(1 - share, 4)
+    if masks.via == "admm":
+        search = count_search_steps(steps, transform["polish"])
+        transform["updates"] = max(1, min(masks.updates * steps // whole, search))
 
 
 def _has_time(tree: dict[str, Any], steps: int) -> bool:

@@ -74,6 +74,10 @@ def test_shorter_training_has_shorter_schedules(glue):
     assert stages["moq"].transforms[0].schedule.period == schedule.period * share
     assert stages["nm-admm"].transforms[0].updates == 1
     assert before["nm-admm"].transforms[0].updates == 3
+    recovery = [s["nm-admm"].transforms[0].polish for s in (before, stages)]
+    assert recovery == pytest.approx([1 - 0.5 / 2, 1 - 0.5 / 2**1.5], abs=1e-4)
+    assert stages["nm-sr-ste"].transforms[0].polish == recovery[1]
+    assert "polish" not in stages["nm-asp"].transforms[0].model_fields_set
     assert stages["zeroquant-w48-lkd"].steps == 100
     assert before["moq"].data.test_fraction == TASKS["mrpc"].test_fraction
 
