@@ -163,9 +163,9 @@ def test_two_processes_train_what_one_does(material, tmp_path, caplog):
     )
     assert ours["digest"] == theirs["digest"]
     assert_near(weights(tmp_path, "exact"), weights(tmp_path, "single"), 1e-3)
-    # A code may go the other way at a border: one step of 4 bits.
+    # At a border a code may go the other way, and of two weights of one size either may be cut.
     left, right = (weights(tmp_path, name, "compress") for name in ("exact", "single"))
-    assert_near(left, right, 0.15)
+    assert left.keys() == right.keys()
     moved = sum(int((~torch.isclose(left[n], right[n], atol=2e-3)).sum()) for n in left)
     assert moved < 0.01 * sum(tensor.numel() for tensor in left.values())
     done = single.stages[1].record.metrics
