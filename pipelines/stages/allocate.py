@@ -6,7 +6,7 @@ take by ``allocation: stage:NAME`` (and that can be copied into a pipeline's fil
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
@@ -44,6 +44,10 @@ class AllocateStage(CalibratedStage):
     like: NonNegativeInt | None = None
     """In place of a ratio: position of an option, from 0; the matrices together shall take no more
     bytes than if all had this one."""
+
+    signal: Literal["fisher", "trace"] = "fisher"
+    """How the loss that an option costs is foreseen: by the Fisher information of each weight, one
+    backward pass a batch, or by the trace of each matrix's Hessian (HAWQ-V2), a double one."""
 
     @field_validator("options")
     @classmethod
@@ -88,20 +92,26 @@ class AllocateStage(CalibratedStage):
     def run(self, context: StageContext) -> dict[str, float]:
         """Choose, and write the choice."""
         from dqrm.data.files import write_json
-        from dqrm.pipelines.text.allocation import Budget, allocate_options
+        from dqrm.pipelines.text.allocation import Budget, allocate_options, weight_curvature
         from dqrm.pipelines.text.calibration import draw_rows
 
         loaded = self.load(context)
         rows = loaded.encode(draw_rows(loaded.train, self.samples, self.seed))
-        result = allocate_options(
+        modules = self._modules(loaded.model)
+        curvature = weight_curvature(
             loaded.model,
-            self._modules(loaded.model),
+            modules,
+            self.signal,
+            rows,
+            self._shown(context, rows.text.shuffled(self.batch_size, self.seed, 0)),
+            self.seed,
+        )
+        result = allocate_options(
+            {name: module.weight.detach() for name, module in modules.items()},
+            curvature,
             [_weight_option(with_match(option, [".*"])) for option in self.options],
             Budget(self.ratio, self.like),
-            rows,
-            rows.text.shuffled(self.batch_size, self.seed, 0),
             lambda: self.check(context),
-            lambda done, batches: context.progress("gradients", done, batches, "batches"),
         )
         transforms: list[Any] = []
         for place, option in enumerate(self.options):
@@ -134,6 +144,14 @@ class AllocateStage(CalibratedStage):
             metrics["allocate/uniform_option"] = float(uniform)
             metrics["allocate/uniform_expected_loss"] = same.loss
         return metrics
+
+    def _shown(
+        self, context: StageContext, batches: Sequence[Sequence[int]]
+    ) -> Iterator[Sequence[int]]:
+        for done, batch in enumerate(batches):
+            self.check(context)
+            context.progress("gradients", done, len(batches), "batches")
+            yield batch
 
     def _modules(self, model: Any) -> dict[str, Any]:
         from torch import nn

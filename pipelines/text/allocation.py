@@ -1,16 +1,22 @@
 """Which option to take for each matrix of a fine-tuned transformer, under a budget of bytes."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from dqrm.compress.signals.allocate import Candidate, allocate
 from dqrm.compress.signals.candidates import WeightOption
+from dqrm.compress.signals.curvature import hutchinson_trace
 from dqrm.compress.signals.gradients import fisher_diagonal
+from dqrm.pipelines.text.attention import use_plain_attention
 from dqrm.pipelines.text.labelled import LabelledText
 from dqrm.pipelines.text.objective import TaskLoss
+
+Signal = Literal["fisher", "trace"]
 
 
 @dataclass(frozen=True)
@@ -62,29 +68,53 @@ class Budget:
 
 
 def allocate_options(
-    model: Any,
-    modules: Mapping[str, nn.Module],
+    weights: Mapping[str, Tensor],
+    curvature: Mapping[str, Tensor],
     options: Sequence[WeightOption],
     budget: Budget,
-    rows: LabelledText,
-    batches: Sequence[Sequence[int]],
     check: Callable[[], None],
-    progress: Callable[[int, int], None],
 ) -> Allocated:
-    """Choose an option for each matrix, by the Fisher information of its weights.
+    """Choose an option for each matrix.
 
     Args:
-        model: a classifier or regressor, in evaluation mode.
-        modules: linear layers of it, by name.
+        weights: the matrices by name, float32 [out, in].
+        curvature: what stands for the diagonal of the loss's Hessian, by the same names.
         options: what a matrix may become.
         budget: of the bytes of the matrices together.
-        rows: what gradients are taken on.
-        batches: rows of each gradient.
-        check: called between batches; may raise.
-        progress: takes the batches done, and all of them.
+        check: called between matrices; may raise.
 
     Raises:
         ValueError: even the smallest options are larger.
+    """
+    candidates: dict[str, list[Candidate]] = {}
+    for name, weight in weights.items():
+        check()
+        candidates[name] = [option.candidate(weight, curvature[name]) for option in options]
+    fp32_bytes = sum(4 * weight.numel() for weight in weights.values())
+    most = budget.bytes(candidates.values(), fp32_bytes)
+    picked = allocate(list(candidates.values()), most)
+    return Allocated(dict(zip(weights, picked, strict=True)), candidates, fp32_bytes, most)
+
+
+def weight_curvature(
+    model: Any,
+    modules: Mapping[str, nn.Module],
+    signal: Signal,
+    rows: LabelledText,
+    batches: Iterable[Sequence[int]],
+    seed: int,
+) -> dict[str, Tensor]:
+    """Return what stands for the diagonal of the loss's Hessian, float32, of each weight.
+
+    Args:
+        model: a classifier or regressor, in evaluation mode. Nothing but the weights has
+            gradients afterwards.
+        modules: linear layers of it, by name.
+        signal: the empirical Fisher information, [out, in], or the average of the trace
+            (arXiv 1911.03852), [].
+        rows: what the loss is taken on.
+        batches: rows of each loss.
+        seed: of what draws the probes of traces.
     """
     task = TaskLoss(regression=model.config.problem_type == "regression", bf16=False)
     model.requires_grad_(False)
@@ -92,20 +122,38 @@ def allocate_options(
     for name, module in modules.items():
         assert isinstance(module.weight, nn.Parameter)
         weights[name] = module.weight.requires_grad_()
+    if signal == "fisher":
+        losses = (task(model, rows.text.batch(batch), rows.labels[batch]) for batch in batches)
+        return fisher_diagonal(weights, losses)
+    attention = model.config._attn_implementation
+    use_plain_attention(model)  # A fused one cannot be differentiated twice.
+    try:
+        return _mean_trace(task, model, weights, rows, batches, seed)
+    finally:
+        model.set_attn_implementation(attention)
 
-    def losses() -> Iterator[Tensor]:
-        for done, batch in enumerate(batches):
-            check()
-            progress(done, len(batches))
-            yield task(model, rows.text.batch(batch), rows.labels[batch])
 
-    fisher = fisher_diagonal(weights, losses())
-    candidates: dict[str, list[Candidate]] = {}
-    for name, weight in weights.items():
-        check()
-        value = weight.detach()
-        candidates[name] = [option.candidate(value, fisher[name]) for option in options]
-    fp32_bytes = sum(4 * weight.numel() for weight in weights.values())
-    most = budget.bytes(candidates.values(), fp32_bytes)
-    picked = allocate(list(candidates.values()), most)
-    return Allocated(dict(zip(weights, picked, strict=True)), candidates, fp32_bytes, most)
+def _mean_trace(
+    task: TaskLoss,
+    model: Any,
+    weights: Mapping[str, Tensor],
+    rows: LabelledText,
+    batches: Iterable[Sequence[int]],
+    seed: int,
+) -> dict[str, Tensor]:
+    """Traces over the number of weights, with a probe a batch.
+
+    Where little curves, noise makes some negative: their size is as good a guess as any, and a
+    weight that costs nothing would get the fewest bits there are.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sums = torch.zeros(len(weights), dtype=torch.float64)
+    count = 0
+    for batch in batches:
+        loss = partial(task, model, rows.text.batch(batch), rows.labels[batch])
+        traces = hutchinson_trace(loss, list(weights.values()), 1, generator)
+        sums += torch.tensor(traces, dtype=torch.float64)
+        count += 1
+    sizes = [weight.numel() for weight in weights.values()]
+    means = [abs(float(total)) / count / size for total, size in zip(sums, sizes, strict=True)]
+    return {name: torch.tensor(mean) for name, mean in zip(weights, means, strict=True)}

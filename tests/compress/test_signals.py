@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from dqrm.compress.signals.allocate import Candidate, allocate
+from dqrm.compress.signals.candidates import second_order_loss
 from dqrm.compress.signals.curvature import (
     block_eigenvalue,
     hutchinson_trace,
     relative_curvature,
 )
 from dqrm.compress.signals.frequency import access_frequency
-from dqrm.compress.signals.gradients import batch_gradients, fisher_diagonal, fisher_loss
+from dqrm.compress.signals.gradients import batch_gradients, fisher_diagonal
 from dqrm.compress.signals.units import rearrange, search_units
 
 
@@ -55,7 +56,7 @@ def test_fisher_is_the_mean_square_of_the_gradients_of_batches():
     assert not fisher["unused"].any()
     moved = weight.detach() + 0.5
     expected = float((fisher["weight"] * 0.25).sum() / 2)
-    assert fisher_loss(fisher["weight"], weight.detach(), moved) == pytest.approx(expected)
+    assert second_order_loss(fisher["weight"], weight.detach(), moved) == pytest.approx(expected)
     with pytest.raises(ValueError, match="no batch"):
         fisher_diagonal(variables, iter(()))
 

@@ -15,6 +15,10 @@ from dqrm.pipelines.config import load_pipeline
 from dqrm.pipelines.runner import run_pipeline
 from dqrm.pipelines.stages.allocate import _weight_option
 from dqrm.pipelines.stages.allocation import read_allocation, with_match
+from dqrm.pipelines.text.allocation import weight_curvature
+from dqrm.pipelines.text.batches import EncodedText
+from dqrm.pipelines.text.labelled import LabelledText
+from dqrm.pipelines.text.tables import Labels, find_columns, read_table, take_examples
 
 PIPELINE = """\
 threads: 1
@@ -67,6 +71,49 @@ def test_the_choice_fits_and_is_taken(file):
         "weight",
         "act",
     }
+
+
+def test_the_loss_may_be_foreseen_by_traces(file):
+    by_trace = run_pipeline(load_pipeline(file, ["stages.allocate.signal=trace"])).stages[1]
+    told = json.loads((by_trace.folder / "allocation.json").read_text())["matrices"]
+    by_fisher = run_pipeline(load_pipeline(file)).stages[1]
+    other = json.loads((by_fisher.folder / "allocation.json").read_text())["matrices"]
+    for name, matrix in told.items():
+        assert matrix["bytes"] == other[name]["bytes"]
+        assert min(matrix["expected_loss"]) > 0
+        # Every weight of a matrix counts alike: what differs is the error of the grid alone.
+        assert matrix["expected_loss"] == sorted(matrix["expected_loss"])
+    assert by_trace.record.metrics["allocate/times_smaller"] >= 6
+
+
+def test_the_curvature_of_a_matrix_is_its_trace_over_its_weights(tiny_bert, sentence_files):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    table = read_table(sentence_files / "train.tsv")[:16]
+    examples = take_examples(table, find_columns(table, "here"), "here")
+    text = EncodedText(AutoTokenizer.from_pretrained(tiny_bert), examples, 32)
+    rows = LabelledText(
+        text, Labels.of(examples.labels, "auto", "here").encode(table.label, "here")
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_bert).eval()
+    modules = {"classifier": model.classifier}
+    batches = [list(range(16))] * 5
+    found = weight_curvature(model, modules, "trace", rows, batches, 0)["classifier"]
+    assert model.config._attn_implementation != "eager"
+
+    features = model.bert(**text.batch(batches[0])).pooler_output
+    weight = model.classifier.weight.detach()
+
+    def loss(weight):
+        logits = features @ weight.T + model.classifier.bias
+        return torch.nn.functional.cross_entropy(logits, rows.labels)
+
+    hessian = torch.autograd.functional.hessian(loss, weight).reshape(weight.numel(), -1)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randint(0, 2, weight.shape, generator=generator) for _ in batches]
+    probes = torch.stack(drawn).flatten(1).float() * 2 - 1
+    traces = ((probes @ hessian) * probes).sum(1)
+    assert float(found) == pytest.approx(float(traces.mean()) / weight.numel(), rel=1e-4)
 
 
 def test_a_budget_may_be_that_of_an_option(file, dqrm):

@@ -10,7 +10,6 @@ from dqrm.compress.grids.nm import NM
 from dqrm.compress.grids.record import Grid, WeightRecord, dequantize, fit_record
 from dqrm.compress.lower.packing import pack_weight
 from dqrm.compress.signals.allocate import Candidate
-from dqrm.compress.signals.gradients import fisher_loss
 
 
 @dataclass(frozen=True)
@@ -44,12 +43,27 @@ class WeightOption:
         record = replace(record, mask=self.pattern)
         return dequantize(codes, record), pack_weight(codes, record).nbytes
 
-    def candidate(self, weight: Tensor, fisher: Tensor) -> Candidate:
+    def candidate(self, weight: Tensor, curvature: Tensor) -> Candidate:
         """Return the bytes, and what the loss is expected to rise by.
 
         Args:
             weight: float32 [out, in].
-            fisher: mean squared gradient of the loss by ``weight``, float32 [out, in].
+            curvature: what stands for the diagonal of the Hessian, float32 [out, in] or [].
         """
         value, nbytes = self.applied(weight)
-        return Candidate(nbytes, fisher_loss(fisher, weight, value))
+        return Candidate(nbytes, second_order_loss(curvature, weight, value))
+
+
+def second_order_loss(curvature: Tensor, weight: Tensor, candidate: Tensor) -> float:
+    """Return what the loss is expected to rise by with ``candidate`` in the place of ``weight``.
+
+    Half the squared error weighted by the diagonal of the Hessian, of which the Fisher information
+    and an average of the trace are estimates. Sums over any set of rows or matrices add up.
+
+    Args:
+        curvature: float32, of the weight's shape or one value for all.
+        weight: float32.
+        candidate: float32, of its shape.
+    """
+    error = (candidate - weight).double()
+    return float((curvature.double() * error * error).sum() / 2)

@@ -52,17 +52,6 @@ def fisher_diagonal(variables: Mapping[str, Tensor], losses: Iterable[Tensor]) -
     return {name: value.div_(count) for name, value in sums.items()}
 
 
-def fisher_loss(fisher: Tensor, weight: Tensor, candidate: Tensor) -> float:
-    """Return what the loss is expected to rise by with ``candidate`` in the place of ``weight``.
-
-    Half the squared error weighted by the Fisher diagonal (the second-order term, its Hessian
-    replaced by the Fisher information); all three float32 of one shape. Sums over any set of rows
-    or matrices add up.
-    """
-    error = (candidate - weight).double()
-    return float((fisher.double() * error * error).sum() / 2)
-
-
 def _gradients(loss: Tensor, variables: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     # A variable that the loss does not depend on has a gradient of zero.
     return torch.autograd.grad(loss, tuple(variables.values()), materialize_grads=True)
