@@ -12,6 +12,10 @@ _COMMANDS = {
     "train": ("dqrm.cli.train:train", "Train a model and record the run."),
     "sweep": ("dqrm.cli.sweep:sweep", "Search for configuration values."),
     "eval": ("dqrm.cli.eval:evaluate", "Measure a trained model on a prepared data set."),
+    "bits": (
+        "dqrm.cli.bits:bits",
+        "Choose the bits of each embedding table under a budget of bytes.",
+    ),
     "compare": (
         "dqrm.cli.compare:compare",
         "Show runs side by side: metrics, settings that differ, pictures.",

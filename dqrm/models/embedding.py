@@ -133,7 +133,7 @@ class EmbeddingBagCollection(nn.Module):
         for table, start in zip(self.tables, self.table_start.tolist(), strict=True):
             bound = table.num_rows**-0.5
             # By blocks: a table that is kept in few bits never exists in FP32.
-            for rows in _blocks(start, table.num_rows):
+            for rows in row_blocks(start, table.num_rows):
                 values = torch.empty(rows.numel(), self.embedding_dim).uniform_(-bound, bound)
                 self.kernel.write_rows(rows, values)
         self.refresh_scales()
@@ -255,7 +255,7 @@ class EmbeddingBagCollection(nn.Module):
         """
         start, bits = int(self.table_start[table]), self.tables[table].bits
         blocks, scales = [], []
-        for rows in _blocks(start, self.tables[table].num_rows):
+        for rows in row_blocks(start, self.tables[table].num_rows):
             if isinstance(self.storage, CodeRows):
                 codes, scale = self.storage.packed(rows)
             else:
@@ -282,7 +282,7 @@ class EmbeddingBagCollection(nn.Module):
         )
 
 
-def _blocks(start: int, count: int) -> Iterator[Tensor]:
+def row_blocks(start: int, count: int) -> Iterator[Tensor]:
     """Yield the numbers of ``count`` rows from ``start`` on, int64, some at a time."""
     for begin in range(start, start + count, ROWS_AT_ONCE):
         yield torch.arange(begin, min(begin + ROWS_AT_ONCE, start + count))

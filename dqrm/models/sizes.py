@@ -52,7 +52,7 @@ def model_sizes(
     rows = sum(count for _, count in tables)
     bits = table_bits([name for name, _ in tables], quant)
     packed = sum(
-        _packed_table_bytes(count, dim, b, quant.granularity)
+        packed_table_bytes(count, dim, b, quant.granularity)
         for (_, count), b in zip(tables, bits, strict=True)
     )
     bottom = [num_dense, *model.bottom_mlp, dim]
@@ -87,6 +87,7 @@ def model_sizes(
     )
 
 
-def _packed_table_bytes(rows: int, dim: int, bits: int, granularity: str) -> int:
+def packed_table_bytes(rows: int, dim: int, bits: int, granularity: str) -> int:
+    """Return the bytes of one table in a packed model, its scales included."""
     scales = 0 if bits == 32 else 1 if granularity == "table" else rows
     return rows * packed_row_bytes(dim, bits) + 4 * scales

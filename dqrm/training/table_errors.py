@@ -7,6 +7,7 @@ import torch
 from dqrm.compress import grids
 from dqrm.kernels.row_storage import CodeRows
 from dqrm.models.embedding import ROWS_AT_ONCE, EmbeddingBagCollection
+from dqrm.models.sizes import packed_table_bytes
 from dqrm.tracking.measurements import TableMeasurement
 
 _BLOCKS = 4
@@ -25,14 +26,12 @@ def measured_tables(
 def _measure(collection: EmbeddingBagCollection, number: int) -> TableMeasurement:
     table, dim = collection.tables[number], collection.embedding_dim
     rounded = table.bits != 32 and not isinstance(collection.storage, CodeRows)
-    by_row = table.bits != 32 and collection.granularity == "row"
-    scales = 0 if table.bits == 32 else table.num_rows if by_row else 1
     return TableMeasurement(
         name=table.name,
         rows=table.num_rows,
         bits=table.bits,
         fp32_bytes=4 * table.num_rows * dim,
-        packed_bytes=table.num_rows * grids.packed_row_bytes(dim, table.bits) + 4 * scales,
+        packed_bytes=packed_table_bytes(table.num_rows, dim, table.bits, collection.granularity),
         relative_error=_relative_error(collection, number) if rounded else 0.0,
     )
 

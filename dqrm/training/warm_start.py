@@ -37,23 +37,22 @@ class _Rows:
     """In the new one; as many."""
 
 
-def find_model(path: Path) -> Checkpoint:
+def find_model(path: Path, where: str | None = None) -> Checkpoint:
     """Return the checkpoint that ``path`` means: itself, or the selected one of a finished run.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none; ``where`` begins the message, or else the path.
     """
+    where = where or str(path)
     for candidate in (path, path / "checkpoint"):
         if (candidate / "state.json").is_file():
             return read_checkpoint(candidate)
     found = list_checkpoints(path / "checkpoints")
     if not found:
-        raise ValueError(
-            f"train.warm_start={path}: holds no checkpoint; name a run's folder or a checkpoint"
-        )
+        raise ValueError(f"{where}: holds no checkpoint; name a run's folder or a checkpoint")
     if not (path / "summary.json").is_file():
         raise ValueError(
-            f"train.warm_start={path}: that run has not finished, so no model is selected; name "
+            f"{where}: that run has not finished, so no model is selected; name "
             f"a checkpoint, such as {found[-1]}"
         )
     last = read_checkpoint(found[-1]).state
@@ -62,7 +61,7 @@ def find_model(path: Path) -> Checkpoint:
 
 def check_start(path: Path, dataset: PreparedDataset) -> None:
     """Raise ValueError unless a model for ``dataset`` can begin with the one at ``path``."""
-    list(_table_rows(find_model(path), dataset))
+    list(_table_rows(_find_start(path), dataset))
 
 
 def start_from(
@@ -84,7 +83,7 @@ def start_from(
     Raises:
         ValueError: data or model do not go on from the earlier ones; the message says what.
     """
-    checkpoint = find_model(path)
+    checkpoint = _find_start(path)
     if not isinstance(model.emb_l, EmbeddingBagCollection) or not isinstance(optimizer, Optimizer):
         raise ValueError(
             "train.warm_start is not made for sharded tables: set exchange.placement=replicate"
@@ -98,6 +97,10 @@ def start_from(
         kept = f"without the state of its optimizer, which was {checkpoint.config.optim.name}"
     old, new = sum(r.now.stop - r.now.start for r in rows), model.emb_l.num_rows
     log.info("beginning with %s, %s; %d of %d rows are new", path, kept, new - old, new)
+
+
+def _find_start(path: Path) -> Checkpoint:
+    return find_model(path, f"train.warm_start={path}")
 
 
 def _table_rows(checkpoint: Checkpoint, dataset: PreparedDataset) -> Iterator[_Rows]:

@@ -91,8 +91,9 @@ class AllocateStage(CalibratedStage):
 
     def run(self, context: StageContext) -> dict[str, float]:
         """Choose, and write the choice."""
+        from dqrm.compress.signals.budget import Budget
         from dqrm.data.files import write_json
-        from dqrm.pipelines.text.allocation import Budget, allocate_options, weight_curvature
+        from dqrm.pipelines.text.allocation import allocate_options, weight_curvature
         from dqrm.pipelines.text.calibration import draw_rows
 
         loaded = self.load(context)
@@ -140,9 +141,8 @@ class AllocateStage(CalibratedStage):
         }
         uniform = result.best_uniform()
         if uniform is not None:
-            same = result.total(dict.fromkeys(result.chosen, uniform))
             metrics["allocate/uniform_option"] = float(uniform)
-            metrics["allocate/uniform_expected_loss"] = same.loss
+            metrics["allocate/uniform_expected_loss"] = result.uniform(uniform).loss
         return metrics
 
     def _shown(

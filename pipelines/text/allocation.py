@@ -1,14 +1,14 @@
 """Which option to take for each matrix of a fine-tuned transformer, under a budget of bytes."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from dqrm.compress.signals.allocate import Candidate, allocate
+from dqrm.compress.signals.allocate import Candidate
+from dqrm.compress.signals.budget import Allocated, Budget, spend
 from dqrm.compress.signals.candidates import WeightOption
 from dqrm.compress.signals.curvature import hutchinson_trace
 from dqrm.compress.signals.gradients import fisher_diagonal
@@ -17,54 +17,6 @@ from dqrm.pipelines.text.labelled import LabelledText
 from dqrm.pipelines.text.objective import TaskLoss
 
 Signal = Literal["fisher", "trace"]
-
-
-@dataclass(frozen=True)
-class Allocated:
-    """What an allocation came to."""
-
-    chosen: dict[str, int]
-    """Option of each matrix, by its name."""
-    candidates: dict[str, list[Candidate]]
-    """Of each matrix, in the order of the options."""
-    fp32_bytes: int
-    """Of the matrices as they are."""
-    budget: int
-    """Bytes that the choice takes at most."""
-
-    def total(self, chosen: Mapping[str, int]) -> Candidate:
-        """Bytes and expected loss of a choice."""
-        taken = [self.candidates[name][option] for name, option in chosen.items()]
-        return Candidate(sum(c.cost for c in taken), sum(c.loss for c in taken))
-
-    def best_uniform(self) -> int | None:
-        """The option with the least expected loss that the budget pays for in every matrix."""
-        options = range(len(next(iter(self.candidates.values()))))
-        totals = {n: self.total(dict.fromkeys(self.chosen, n)) for n in options}
-        fitting = [n for n in options if totals[n].cost <= self.budget]
-        return min(fitting, key=lambda n: totals[n].loss, default=None)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Bytes that matrices may take together; one of its fields is None."""
-
-    ratio: float | None
-    """Times that they shall be smaller than in FP32, at least."""
-    like: int | None
-    """Option that would take as many, had all of them this one."""
-
-    def bytes(self, candidates: Iterable[Sequence[Candidate]], fp32_bytes: int) -> int:
-        """Return them.
-
-        Args:
-            candidates: of each matrix.
-            fp32_bytes: of the matrices as they are.
-        """
-        if self.like is not None:
-            return sum(options[self.like].cost for options in candidates)
-        assert self.ratio is not None
-        return int(fp32_bytes / self.ratio)
 
 
 def allocate_options(
@@ -90,10 +42,7 @@ def allocate_options(
     for name, weight in weights.items():
         check()
         candidates[name] = [option.candidate(weight, curvature[name]) for option in options]
-    fp32_bytes = sum(4 * weight.numel() for weight in weights.values())
-    most = budget.bytes(candidates.values(), fp32_bytes)
-    picked = allocate(list(candidates.values()), most)
-    return Allocated(dict(zip(weights, picked, strict=True)), candidates, fp32_bytes, most)
+    return spend(candidates, sum(4 * weight.numel() for weight in weights.values()), budget)
 
 
 def weight_curvature(
