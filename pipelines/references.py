@@ -18,6 +18,8 @@ _TAKES: Mapping[str, Product] = {
     "allocation": "allocation",
     "candidate": "recommender",
     "data": "data set",
+    "recommender": "recommender",
+    "table_bits": "bits of tables",
 }
 
 

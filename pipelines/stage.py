@@ -82,7 +82,15 @@ class StageContext:
     """Takes a phase, the units done, all of them, and their name."""
 
 
-Product = Literal["transformer", "packed model", "allocation", "recommender", "data set", "nothing"]
+Product = Literal[
+    "transformer",
+    "packed model",
+    "allocation",
+    "recommender",
+    "bits of tables",
+    "data set",
+    "nothing",
+]
 """What other stages can take from a stage."""
 
 

@@ -117,7 +117,7 @@ def bits(
             progress=lambda done, total: display.show("gradients", done, total, "batches"),
         )
     if as_json:
-        click.echo(json.dumps(_as_tree(found), indent=2))
+        click.echo(json.dumps(found.as_tree(), indent=2))
         return
     click.echo(_text(found), err=True)
     click.echo(f"quant.table_bits={json.dumps(found.bits)}")
@@ -148,23 +148,3 @@ def _text(found: "TableBits") -> str:
         uniform = spent.uniform(place)
         lines.append((f"{bits} in all", f"{bytes_text(uniform.cost)}; {uniform.loss:.1e}"))
     return f"{table(header, shown)}\n\n{pairs(lines)}\n"
-
-
-def _as_tree(found: "TableBits") -> dict[str, Any]:
-    spent = found.allocated
-    total = spent.total(spent.chosen)
-    return {
-        "table_bits": found.bits,
-        "bytes": total.cost,
-        "fp32_bytes": spent.fp32_bytes,
-        "expected_loss": total.loss,
-        "options": found.options,
-        "tables": {
-            name: {
-                "rows": rows,
-                "bytes": [candidate.cost for candidate in spent.candidates[name]],
-                "expected_loss": [candidate.loss for candidate in spent.candidates[name]],
-            }
-            for name, rows in found.rows.items()
-        },
-    }

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,26 @@ class TableBits:
     def bits(self) -> dict[str, Bits]:
         """Of each table, as ``quant.table_bits`` takes them."""
         return {name: self.options[chosen] for name, chosen in self.allocated.chosen.items()}
+
+    def as_tree(self) -> dict[str, Any]:
+        """Return all that was found, as JSON."""
+        spent = self.allocated
+        total = spent.total(spent.chosen)
+        return {
+            "table_bits": self.bits,
+            "bytes": total.cost,
+            "fp32_bytes": spent.fp32_bytes,
+            "expected_loss": total.loss,
+            "options": self.options,
+            "tables": {
+                name: {
+                    "rows": rows,
+                    "bytes": [candidate.cost for candidate in spent.candidates[name]],
+                    "expected_loss": [candidate.loss for candidate in spent.candidates[name]],
+                }
+                for name, rows in self.rows.items()
+            },
+        }
 
 
 def table_bits_of(

@@ -13,6 +13,7 @@ from dqrm.pipelines.stages.promote import PromoteStage
 from dqrm.pipelines.stages.prune import PruneStage
 from dqrm.pipelines.stages.reconstruct import ReconstructStage
 from dqrm.pipelines.stages.report import ReportStage
+from dqrm.pipelines.stages.table_bits import TableBitsStage
 from dqrm.pipelines.stages.text_data import TextData
 from dqrm.pipelines.stages.text_exchange import TextExchange
 from dqrm.pipelines.stages.train import TrainStage
@@ -26,6 +27,7 @@ AnyStage = Annotated[
     | LowerStage
     | PrepareStage
     | TrainStage
+    | TableBitsStage
     | PromoteStage
     | ReportStage,
     Field(discriminator="stage"),

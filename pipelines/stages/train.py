@@ -28,6 +28,7 @@ from dqrm.pipelines.stage import (
 )
 from dqrm.pipelines.stages.overrides import as_overrides
 from dqrm.pipelines.stages.prepare import NONE_YET, meaning
+from dqrm.pipelines.stages.table_bits import read_table_bits
 from dqrm.tracking.config import TrackingConfig
 from dqrm.tracking.model_reference import ModelReference
 
@@ -54,6 +55,9 @@ class TrainStage(Stage):
     data: str | None = None
     """stage:NAME of a stage that prepared the data; settings.data.path without it."""
 
+    table_bits: str | None = None
+    """stage:NAME of a stage table_bits; settings.quant.table_bits without it."""
+
     warm_start: str | None = None
     """What to begin with: a model such as models:/clicks@champion, where a version has the alias,
     or the folder of a run or a checkpoint."""
@@ -66,11 +70,12 @@ class TrainStage(Stage):
         for key in _OF_THE_PIPELINE:
             if key in self.settings:
                 raise ValueError(f"settings.{key} is the pipeline's to say; leave it out")
-        if self.data is not None and named_stage(self.data) is None:
-            raise ValueError(f"data={self.data}: name a stage, stage:NAME")
-        for section, key in (("data", "path"), ("train", "warm_start")):
-            own = getattr(self, key if key == "warm_start" else section)
-            if own is not None and key in (self.settings.get(section) or {}):
+        for field in ("data", "table_bits"):
+            own = getattr(self, field)
+            if own is not None and named_stage(own) is None:
+                raise ValueError(f"{field}={own}: name a stage, stage:NAME")
+        for section, key, own in self._replaced():
+            if key in (self.settings.get(section) or {}):
                 raise ValueError(f"settings.{section}.{key} and {own} say the same; leave one out")
         if self.warm_start is not None:
             ModelReference.parse(self.warm_start)
@@ -97,19 +102,24 @@ class TrainStage(Stage):
         return True
 
     def inputs(self, earlier: Mapping[str, Stage]) -> tuple[str, ...]:
-        """The stage that prepared the data."""
-        return stages_named(earlier, data=self.data)
+        """The stages that prepared the data and chose the bits."""
+        return stages_named(earlier, data=self.data, table_bits=self.table_bits)
 
     def identity(self) -> dict[str, Any]:
         """The resolved configuration; where it came from does not matter."""
         config = self.resolved().model_dump(mode="json", exclude=set(_OF_THE_PIPELINE))
-        for section, key, own in (
-            ("data", "path", self.data),
-            ("train", "warm_start", self.warm_start),
-        ):
-            if own is not None:
-                config[section][key] = own
+        for section, key, own in self._replaced():
+            config[section][key] = own
         return {"stage": self.stage, "config": config}
+
+    def _replaced(self) -> list[tuple[str, str, str]]:
+        """Section and key of each setting that a field stands for, and what it says."""
+        fields = (
+            ("data", "path", self.data),
+            ("quant", "table_bits", self.table_bits),
+            ("train", "warm_start", self.warm_start),
+        )
+        return [(section, key, own) for section, key, own in fields if own is not None]
 
     def sources(self) -> dict[str, str]:
         """Digests of the prepared data set and of the model to begin with, where outside."""
@@ -154,12 +164,15 @@ class TrainStage(Stage):
         config = self.resolved()
         dataset = PreparedDataset.open(config.data.path)
         sizes = sizes_of(config, dataset)
+        packed = f"{sizes.packed_bytes:,} packed"
+        if self.table_bits is not None:
+            packed = f"packed as {self.table_bits} comes to"
         steps = dataset.split("train").num_batches(config.data.batch_size) * config.train.epochs
         return [
             ("data", f"{dataset.path} ({dataset.split('train').num_rows:,} training rows)"),
             ("steps", f"{min(steps, config.train.max_steps or steps):,}"),
             ("parameters", f"{sizes.fp32_bytes // 4:,}"),
-            ("bytes", f"{sizes.fp32_bytes:,} in FP32, {sizes.packed_bytes:,} packed"),
+            ("bytes", f"{sizes.fp32_bytes:,} in FP32, {packed}"),
         ]
 
     def run(self, context: StageContext) -> dict[str, float]:
@@ -183,11 +196,17 @@ class TrainStage(Stage):
 
     def _configured(self, context: StageContext) -> "RunConfig":
         """The configuration with what only the pipeline knows."""
+        from dqrm.compress.config import QuantConfig
+
         config, run_dir = self.resolved(), context.run_dir
         data, train = config.data, config.train
         if self.data is not None:
             folder = context.inputs[str(named_stage(self.data))] / DATA_FOLDER
             data = data.model_copy(update={"path": str(folder)})
+        quant = config.quant
+        if self.table_bits is not None:
+            chosen = read_table_bits(context.inputs[str(named_stage(self.table_bits))])
+            quant = QuantConfig.model_validate({**quant.model_dump(), "table_bits": chosen})
         if self.warm_start is not None:
             train = train.model_copy(update={"warm_start": self._begin_with(context)})
         return config.model_copy(
@@ -196,6 +215,7 @@ class TrainStage(Stage):
                 "output": run_dir.parent,
                 "tracking": context.tracking,
                 "data": data,
+                "quant": quant,
                 "train": train,
             }
         )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from killing import kill_once_written
 from safetensors.torch import load_file
 
@@ -170,3 +171,47 @@ def test_sigterm_saves_and_leaves_the_code_of_the_signal(file):
     again = "go on with: dqrm pipeline run clicks.yaml stages.train.settings.train.epochs=1000"
     assert again in errors
     assert "Traceback" not in errors
+
+
+def test_bits_of_tables_are_chosen_and_trained_with(file, dqrm):
+    text = file.read_text()
+    chosen = """\
+  - {stage: table_bits, recommender: stage:train, like: 4, batches: 20}
+  - stage: train
+    name: mixed
+    table_bits: stage:table_bits
+"""
+    settings = text.partition("  - stage: train\n")[2].partition("  - stage: report")[0]
+    file.write_text(text.replace("  - stage: report", f"{chosen}{settings}  - stage: report"))
+    fp32 = "stages.train.settings.quant={bits: 32}"
+    plan = dqrm("pipeline", "run", file, "--dry-run", fp32)
+    assert plan.exit_code == 0, plan.stderr
+    assert "packed as stage:table_bits comes to" in plan.stdout
+    done = dqrm("pipeline", "run", file, "--no-track", fp32)
+    assert done.exit_code == 0, done.stderr
+    stages = Path("runs/clicks/stages")
+    told = json.loads((stages / "table_bits" / "table_bits.json").read_text())
+    config = yaml.safe_load((stages / "mixed" / "config.yaml").read_text())
+    assert config["quant"]["table_bits"] == told["table_bits"]
+    command = dqrm("bits", stages / "train", "--like", "4", "--batches", "20", "--json")
+    assert json.loads(command.stdout) == told
+
+    again = dqrm("pipeline", "run", file, "--no-track", fp32, "stages.table_bits.like=8")
+    assert again.exit_code == 0, again.stderr
+    other = json.loads((stages / "table_bits" / "table_bits.json").read_text())
+    assert other["bytes"] > told["bytes"]
+    config = yaml.safe_load((stages / "mixed" / "config.yaml").read_text())
+    assert config["quant"]["table_bits"] == other["table_bits"]
+
+    for override, message in (
+        ("stages.table_bits.recommender=runs/x", "name a stage, stage:NAME"),
+        ("stages.table_bits.recommender=stage:none", "no earlier stage is called so"),
+        ("stages.table_bits.ratio=4", "set ratio or like"),
+        ("stages.table_bits.like=16", "name one of the options, 8, 4, 2"),
+        ("stages.table_bits.options=[8, 8]", "name each once"),
+        ("stages.mixed.table_bits=stage:train", "a stage train makes no bits of tables"),
+        ("stages.mixed.settings.quant={table_bits: {user: 8}}", "say the same; leave one out"),
+    ):
+        refused = dqrm("pipeline", "validate", file, override)
+        assert refused.exit_code == 2, (override, refused.stderr)
+        assert message in refused.stderr, (override, refused.stderr)
