@@ -23,7 +23,8 @@ CENSUS = [f"stages.{name}.settings.train.max_steps=2" for name in ("fp32", "int8
 
 
 def test_all_are_found_and_open_with_their_command(dqrm):
-    assert set(shipped_recipes()) == {"census", "daily", "sst2", *COMPRESSION, *WITHOUT_TRAINING}
+    recommenders = {"census", "daily", "table-bits"}
+    assert set(shipped_recipes()) == {*recommenders, "sst2", *COMPRESSION, *WITHOUT_TRAINING}
     shown = dqrm("pipeline", "ls")
     for name, purpose in shipped_recipes().items():
         first = find_pipeline(name).read_text().splitlines()[0]
@@ -41,6 +42,24 @@ def test_census(dqrm):
     smaller = {row["stage"]: row["times_smaller"] for row in report["models"]}
     assert smaller["fp32"] == 1.0
     assert 3 < smaller["int8"] < smaller["int4"] < 8
+
+
+def test_table_bits(dqrm):
+    assert dqrm("data", "synth", "-o", "clicks", "--scale", "0.0002", "rows=3000").exit_code == 0
+    stages = ("fp32", "int4", "int2", "mixed")
+    done = dqrm(
+        *("pipeline", "run", "table-bits", "--no-track", "threads=1"),
+        *(f"stages.{name}.settings.data.path=clicks" for name in stages),
+        *(f"stages.{name}.settings.train.max_steps=5" for name in stages),
+        "stages.table_bits.batches=5",
+    )
+    assert done.exit_code == 0, done.stderr
+    folder = Path("runs/table-bits/stages")
+    told = json.loads((folder / "table_bits" / "table_bits.json").read_text())
+    assert told["fp32_bytes"] / told["bytes"] >= 12
+    report = json.loads((folder / "report" / "report.json").read_text())
+    smaller = {row["stage"]: row["times_smaller"] for row in report["models"]}
+    assert smaller["int4"] < smaller["mixed"] < smaller["int2"]
 
 
 def test_daily(dqrm):
