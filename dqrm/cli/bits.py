@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 _EXAMPLES = [
     ("dqrm bits runs/fp32 --ratio 12", "tables 12 times smaller than in FP32"),
     ("dqrm bits runs/fp32 --like 4", "no larger than with 4 bits in all of them"),
-    (
-        'dqrm train --config synth "$(dqrm bits runs/fp32 --ratio 12)"',
-        "train with them: what is printed is an argument",
-    ),
+    ("dqrm bits runs/fp32 --ratio 12 --options 16,8,4 --json", "other bits; all that was found"),
 ]
 
 
@@ -87,7 +84,8 @@ def bits(
     run in FP32 (quant.bits=32). Small tables usually get more bits, and large ones whose rows are
     seldom looked up fewer.
 
-    The last line, alone on standard output, is the argument that trains with these bits.
+    The last line, alone on standard output, is the argument that trains with these bits:
+    dqrm train --config synth "$(dqrm bits runs/fp32 --ratio 12)"
     """
     if not model.exists():
         raise click.UsageError(f"{model}: no such run or checkpoint")

@@ -46,7 +46,7 @@ def test_the_commands_are_these() -> None:
     leaves = {" ".join(path) for path, found in COMMANDS.items() if isinstance(found, DqrmCommand)}
     assert leaves == {
         *("data prepare", "data describe", "data apply", "data synth"),
-        *("train", "sweep", "eval", "config", "configs ls", "configs cp"),
+        *("train", "sweep", "eval", "bits", "config", "configs ls", "configs cp"),
         *("bench accuracy", "bench prepare", "bench exactness", "bench replicas"),
         *("bench kernels", "bench train", "bench exchange", "bench network"),
         *("jobs validate", "jobs list", "jobs run", "jobs serve", "jobs pause", "jobs resume"),
