@@ -61,12 +61,7 @@ class TableBits:
             "expected_loss": total.loss,
             "options": self.options,
             "tables": {
-                name: {
-                    "rows": rows,
-                    "bytes": [candidate.cost for candidate in spent.candidates[name]],
-                    "expected_loss": [candidate.loss for candidate in spent.candidates[name]],
-                }
-                for name, rows in self.rows.items()
+                name: {"rows": self.rows[name], **told} for name, told in spent.as_tree().items()
             },
         }
 

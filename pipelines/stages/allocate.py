@@ -120,17 +120,7 @@ class AllocateStage(CalibratedStage):
             if names:
                 transforms += with_match(option, [re.escape(name) for name in names])
         write_allocation(context.output, transforms)
-        table = {
-            "options": self.options,
-            "matrices": {
-                name: {
-                    "chosen": chosen,
-                    "bytes": [candidate.cost for candidate in result.candidates[name]],
-                    "expected_loss": [candidate.loss for candidate in result.candidates[name]],
-                }
-                for name, chosen in result.chosen.items()
-            },
-        }
+        table = {"options": self.options, "matrices": result.as_tree()}
         write_json(context.output / "allocation.json", table)
         context.tracker.log_artifact(context.output / "allocation.json")
         total = result.total(result.chosen)

@@ -32,3 +32,13 @@ def _leave_the_process_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def dqrm() -> Callable[..., Result]:
     """Run a command line in this process; `stdout` and `stderr` of the result are apart."""
     return run_dqrm
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clicks with 26 small tables, prepared."""
+    from dqrm.data.synth import SynthConfig, synthesize
+
+    path = tmp_path_factory.mktemp("data") / "synth"
+    synthesize(path, SynthConfig(scale=1e-4, rows=4000, workers=1))
+    return path

@@ -13,21 +13,12 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from dqrm.data.synth import SynthConfig, synthesize
-
 Run = Callable[..., Result]
 
 SMALL = [
     *("model.bottom_mlp=[16]", "model.top_mlp=[16]", "model.embedding_dim=4"),
     *("data.batch_size=128", "train.threads=1"),
 ]
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "synth"
-    synthesize(path, SynthConfig(scale=1e-4, rows=4000, workers=1))
-    return path
 
 
 def arguments(dataset: Path, *more: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dqrm.compress.signals.allocate import Candidate, allocate
 
@@ -45,6 +46,17 @@ class Allocated:
         """Bytes and expected loss of a choice."""
         taken = [self.candidates[name][option] for name, option in chosen.items()]
         return Candidate(sum(c.cost for c in taken), sum(c.loss for c in taken))
+
+    def as_tree(self) -> dict[str, dict[str, Any]]:
+        """Return, by name, the chosen option, and bytes and expected loss of all, as JSON."""
+        return {
+            name: {
+                "chosen": chosen,
+                "bytes": [candidate.cost for candidate in self.candidates[name]],
+                "expected_loss": [candidate.loss for candidate in self.candidates[name]],
+            }
+            for name, chosen in self.chosen.items()
+        }
 
     def uniform(self, option: int) -> Candidate:
         """Bytes and expected loss if all had one option."""
