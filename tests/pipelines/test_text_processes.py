@@ -163,9 +163,15 @@ def test_two_processes_train_what_one_does(material, tmp_path, caplog):
     )
     assert ours["digest"] == theirs["digest"]
     assert_near(weights(tmp_path, "exact"), weights(tmp_path, "single"), 1e-3)
-    # At a border a code may go the other way, and of two weights of one size either may be cut.
+    # At a border a code may go the other way: one step of 4 bits. Of two weights of one size either
+    # may be cut, and then differs by all of it: those are few.
     left, right = (weights(tmp_path, name, "compress") for name in ("exact", "single"))
-    assert left.keys() == right.keys()
+    kept = {name: (left[name] != 0) & (right[name] != 0) for name in left}
+    assert_near(
+        {name: torch.where(kept[name], left[name], 0.0) for name in left},
+        {name: torch.where(kept[name], right[name], 0.0) for name in right},
+        0.15,
+    )
     moved = sum(int((~torch.isclose(left[n], right[n], atol=2e-3)).sum()) for n in left)
     assert moved < 0.01 * sum(tensor.numel() for tensor in left.values())
     done = single.stages[1].record.metrics
