@@ -4,8 +4,11 @@ import copy
 import json
 
 import pytest
+import torch
+from torch import nn
 
 from dqrm.compress.compat.deepspeed import convert, load
+from dqrm.compress.transforms.build import build_compression
 from dqrm.compress.transforms.config import (
     ActivationGrid,
     BitSchedule,
@@ -153,7 +156,7 @@ def test_moq():
 def test_auto_of_the_trainer_leaves_defaults():
     tree = changed(XTC, "optimizer/params/lr", "auto")
     tree |= {"train_batch_size": "auto", "gradient_clipping": "auto", "bf16": {"enabled": "auto"}}
-    tree["fp16"] = {"enabled": "auto"}
+    tree |= {"fp16": {"enabled": "auto"}, "amp": {"enabled": "auto", "opt_level": "auto"}}
     found = convert(tree)
     assert found.training == {"batch_size": 16, "weight_decay": 0.01}, "that of one process"
     auto = {w.partition(":")[0] for w in found.warnings if "our default counts" in w}
@@ -170,6 +173,111 @@ def test_bits_that_go_down_have_a_schedule():
     found = convert(tree)
     assert found.transforms[0].schedule is None
     assert any("start_bits: no effect with quantize_weight" in w for w in found.warnings)
+
+
+@pytest.mark.parametrize(("start", "end"), [(5, 2), (4, 1), (3, 2)])
+def test_bits_that_end_at_two_or_less_come_from_the_grids_of_deepspeed(start, end):
+    tree = changed(XTC, f"{WEIGHTS}/shared_parameters/quantize_groups", 2)
+    params = {"start_bits": start, "target_bits": end, "quantization_period": 1}
+    tree = changed(tree, f"{WEIGHTS}/different_groups/wq1", {"params": params, "modules": "*"})
+    found = convert(tree)
+    assert found.warnings == convert(XTC).warnings
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4, bias=False))
+    latent = model[0].weight.detach().reshape(2, -1).clone()
+    compression = build_compression(found.transforms[:1])
+    compression.attach(model, 40)
+    for bits in range(start, end - 1, -1):
+        # Bits go down in the steps 1, 2, 4, ...
+        compression.before_forward(0 if bits == start else 2 ** (start - bits - 1))
+        if bits > 2:
+            half = 2 ** (bits - 1)
+            scale = latent.abs().amax(1, keepdim=True) / half
+            wanted = (latent / scale).round().clamp(-half, half - 1) * scale
+        elif bits == 2:
+            large = latent.abs() > 0.7 * latent.abs().mean(1, keepdim=True)
+            scale = (latent.abs() * large).sum(1, keepdim=True) / large.sum(1, keepdim=True)
+            wanted = latent.sign() * large * scale
+        else:
+            wanted = latent.sign() * latent.abs().mean(1, keepdim=True)
+        torch.testing.assert_close(model[0].weight.reshape(2, -1), wanted)
+
+
+def test_a_schedule_of_two_bits_or_less_has_no_range():
+    tree = changed(XTC, f"{WEIGHTS}/different_groups/wq1/params/start_bits", 2)
+    transform = convert(tree).transforms[0]
+    assert transform.weight == WeightGrid(bits=1, groups=64)
+    assert transform.schedule == BitSchedule(start=2, period=1)
+
+
+@pytest.mark.parametrize("start", [12, 2])
+@pytest.mark.parametrize(
+    ("key", "value", "only"),
+    [
+        ("quantization_type", "asymmetric", "symmetric"),
+        ("rounding", "stochastic", "nearest"),
+    ],
+)
+def test_two_bits_are_refused_where_deepspeed_refused_them(start, key, value, only):
+    params = {"start_bits": start, "target_bits": 2, "quantization_period": 1}
+    tree = changed(XTC, f"{WEIGHTS}/different_groups/wq1/params", params)
+    tree = changed(tree, f"{WEIGHTS}/shared_parameters/{key}", value)
+    message = rf"weight_quantization\.{key}={value}: must be {only} with target_bits=2"
+    with pytest.raises(ValueError, match=message):
+        convert(tree)
+    in_forward = changed(tree, f"{WEIGHTS}/shared_parameters/quantize_weight_in_forward", True)
+    if key == "quantization_type":
+        with pytest.raises(ValueError, match=message):
+            convert(in_forward)
+    else:
+        assert convert(in_forward).transforms[0].weight == WeightGrid(bits=2, groups=64)
+    enough = changed(tree, f"{WEIGHTS}/different_groups/wq1/params/start_bits", 12)
+    enough = changed(enough, f"{WEIGHTS}/different_groups/wq1/params/target_bits", 3)
+    weight = convert(enough).transforms[0].weight
+    assert value in (weight.grid, weight.rounding)
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        ({"quantize_type": "asymmetric"}, "quantize_type=asymmetric"),
+        ({"rounding": "stochastic"}, "rounding=stochastic"),
+        ({"quantize_algo": {"q_type": "asymmetric"}}, r"quantize_algo\.q_type=asymmetric"),
+        ({"quantize_algo": {"rounding": "stochastic"}}, r"quantize_algo\.rounding=stochastic"),
+    ],
+)
+def test_two_bits_of_moq_are_refused_by_the_names_of_its_keys(section, key):
+    tree = changed(MOQ, "quantize_training/quantize_bits/target_bits", 2)
+    assert convert(tree).transforms[0].weight == WeightGrid(bits=2, groups=8, range="full")
+    tree["quantize_training"] |= section
+    with pytest.raises(ValueError, match=rf"quantize_training\.{key}: must be "):
+        convert(tree)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_weights_quantized_in_the_forward_are_neither_mixed_nor_rounded_at_random(bits):
+    params = {"start_bits": bits, "target_bits": bits, "quantization_period": 1}
+    tree = changed(XTC, f"{WEIGHTS}/different_groups/wq1/params", params)
+    tree["compression_training"]["weight_quantization"]["shared_parameters"] |= {
+        "quantize_weight_in_forward": True,
+        "rounding": "stochastic",
+        "quantizer_kernel": True,
+        "fp16_mixed_quantize": {"enabled": True, "quantize_change_ratio": 0.1},
+        "schedule_offset": 5,
+    }
+    found = convert(tree)
+    transform = found.transforms[0]
+    assert transform.schedule == BitSchedule(start=bits, period=1, offset=5)
+    assert transform.weight.rounding == "nearest"
+    why = "no effect with quantize_weight_in_forward, as in DeepSpeed"
+    told = [w for w in found.warnings if "weight_quantization" in w]
+    assert told == [
+        f"compression_training.weight_quantization.fp16_mixed_quantize: {why}: "
+        "weights are never part FP32",
+        f"compression_training.weight_quantization.rounding: {why}: nearest",
+    ]
+    tree = changed(tree, f"{WEIGHTS}/shared_parameters/enabled", False)
+    assert not any("weight_quantization" in warning for warning in convert(tree).warnings)
 
 
 def test_an_offset_alone_is_a_schedule():
@@ -219,6 +327,40 @@ def test_sparse_weights_become_a_pattern(method, ratio, keep, group, via):
         ("compression_training/layer_reduction/keep_number_layer", "5", '="5": must be a whole'),
         ("compression_training/layer_reduction/teacher_layer", "10", "must be a list of whole"),
         (SPARSE, {"different_groups": {"a": {"params": {"dense_ratio": "1"}}}}, "be a number"),
+        (
+            SPARSE,
+            {"shared_parameters": {"enabled": True, "method": "snip_momentum"}},
+            "method=snip_momentum: only l1 and topk have a counterpart",
+        ),
+        (
+            SPARSE,
+            {
+                "shared_parameters": {"enabled": True, "method": "snip_momentum"},
+                "different_groups": {},
+            },
+            "method=snip_momentum: only l1 and topk have a counterpart",
+        ),
+        (
+            f"{WEIGHTS}/different_groups/wq1/params/quantization_period",
+            "auto",
+            'quantization_period="auto": must be a whole number',
+        ),
+        (f"{WEIGHTS}/shared_parameters/quantize_groups", "auto", '"auto": must be a whole number'),
+        (
+            f"{WEIGHTS}/shared_parameters/enabled",
+            "false",
+            r'shared_parameters\.enabled="false": must be true or false',
+        ),
+        (f"{WEIGHTS}/shared_parameters/fp16_mixed_quantize/enabled", "auto", "be true or false"),
+        ("compression_training/layer_reduction/enabled", 1, "enabled=1: must be true or false"),
+        ("compression_training/head_pruning/shared_parameters/enabled", None, "be true or false"),
+        ("quantize_training", {"enabled": "false"}, r'quantize_training\.enabled="false": must be'),
+        ("fp16/enabled", "true", r'fp16\.enabled="true": must be true or false'),
+        (
+            f"{WEIGHTS}/shared_parameters/quantize_weight_in_forward",
+            "false",
+            'quantize_weight_in_forward="false": must be true or false',
+        ),
     ],
 )
 def test_what_cannot_be_read_is_refused(path, value, message, tmp_path):
@@ -238,8 +380,6 @@ def test_asymmetric_grids_are_taken_over():
     assert (weights.weight.grid, weights.weight.range) == ("asymmetric", "full")
     assert inputs.act == ActivationGrid(grid="asymmetric")
     assert convert(wide).warnings == convert(XTC).warnings
-    # Of one bit there is one grid, there and here.
-    assert convert(tree).transforms[0].weight == WeightGrid(bits=1, groups=64)
     for section in (WEIGHTS, ACTIVATIONS):
         odd = changed(XTC, f"{section}/shared_parameters/quantization_type", "skew")
         with pytest.raises(ValueError, match="quantization_type=skew: must be symmetric or asym"):

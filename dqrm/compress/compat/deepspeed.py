@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from dqrm.compress.compat.deepspeed_types import check_types
+from dqrm.compress.compat.deepspeed_types import AUTO_KEYS, check_types
 from dqrm.compress.transforms.config import (
     ActivationGrid,
     BitSchedule,
@@ -28,8 +28,8 @@ Made = TypeVar("Made", bound=BaseModel)
 
 _LARGEST_GROUP = 16
 _WEIGHT = "compression_training.weight_quantization"
-_AUTO_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_clipping")
 _AUTO = "auto leaves it to Hugging Face's Trainer; our default counts"
+_IN_FORWARD = "no effect with quantize_weight_in_forward, as in DeepSpeed"
 _TOPK = "topk learns scores for weights, which no transform does; sr_ste is the nearest"
 
 
@@ -115,7 +115,7 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _training(found: Imported, rest: dict[str, Any]) -> None:
-    for key in _AUTO_KEYS:
+    for key in AUTO_KEYS:
         if rest.get(key) == "auto":
             del rest[key]
             found.warn(key, _AUTO)
@@ -163,13 +163,16 @@ def _layers(found: Imported, section: dict[str, Any]) -> None:
 
 def _sparse(found: Imported, section: dict[str, Any]) -> None:
     where = "compression_training.sparse_pruning"
+    asked = section.get("shared_parameters", {})
+    method = asked.get("method", "l1")
+    # Before the groups, as DeepSpeed's third method, snip_momentum, comes without any.
+    if asked.get("enabled") and method not in ("l1", "topk"):
+        raise ValueError(f"{where}.method={method}: only l1 and topk have a counterpart")
     shared, groups = _sections(found, where, section)
-    method = shared.pop("method", "l1")
-    offset = shared.pop("schedule_offset", 1000)
     if not groups:
         return
-    if method not in ("l1", "topk"):
-        raise ValueError(f"{where}.method={method}: only l1 and topk have a counterpart")
+    shared.pop("method", None)
+    offset = shared.pop("schedule_offset", 1000)
     if method == "topk":
         found.warn(f"{where}.method", _TOPK)
     elif offset:
@@ -198,26 +201,37 @@ def _pattern(ratio: float, where: str) -> tuple[int, int]:
 
 def _weights(found: Imported, section: dict[str, Any]) -> None:
     shared, groups = _sections(found, _WEIGHT, section)
+    if not groups:
+        return
     in_forward = shared.pop("quantize_weight_in_forward", False)
+    if in_forward:
+        _without_moq(found, shared)
     offset = shared.pop("schedule_offset", 0)
     mix = _mix(shared)
     grid = _grid(found, _WEIGHT, shared)
-    if not groups:
-        return
     _unknown(found, _WEIGHT, shared)
     for name, (params, match) in groups.items():
         where = f"{_WEIGHT}.{name}.params"
         start, target = _taken(params, "start_bits", where), _taken(params, "target_bits", where)
         period = params.pop("quantization_period", 1)
         if in_forward and start != target:
-            found.warn(
-                f"{where}.start_bits",
-                "no effect with quantize_weight_in_forward, as in DeepSpeed: target_bits at once",
-            )
+            found.warn(f"{where}.start_bits", f"{_IN_FORWARD}: target_bits at once")
             start = target
+        _check_few_bits(target, grid, f"{_WEIGHT}.quantization_type", f"{_WEIGHT}.rounding")
         schedule = _schedule(start, target, period, offset, mix)
         found.transforms.append(_quant(match, target, grid, schedule))
         _unknown(found, where, params)
+
+
+def _without_moq(found: Imported, shared: dict[str, Any]) -> None:
+    """Take out what DeepSpeed's optimizer does to weights, and their forward does not."""
+    if shared.pop("fp16_mixed_quantize", {}).get("enabled"):
+        found.warn(f"{_WEIGHT}.fp16_mixed_quantize", f"{_IN_FORWARD}: weights are never part FP32")
+    if shared.get("rounding") == "stochastic":
+        del shared["rounding"]
+        found.warn(f"{_WEIGHT}.rounding", f"{_IN_FORWARD}: nearest")
+    # Its kernel, which took stochastic for nearest, is not used there either.
+    shared.pop("quantizer_kernel", None)
 
 
 def _activations(found: Imported, section: dict[str, Any]) -> None:
@@ -248,6 +262,8 @@ def _moq(found: Imported, moq: dict[str, Any], eigenvalue: Any) -> None:
     sensitive = bool(curvature.pop("enabled", False))
     bits, times = dict(moq.pop("quantize_bits", {})), dict(moq.pop("quantize_schedule", {}))
     algorithm = dict(moq.pop("quantize_algo", {}))
+    kind_key = f"{where}.{'quantize_algo.q_type' if 'q_type' in algorithm else 'quantize_type'}"
+    rounding_key = f"{where}.{'quantize_algo.' if 'rounding' in algorithm else ''}rounding"
     shared = {
         "quantize_groups": moq.pop("quantize_groups", 1),
         "quantization_type": algorithm.pop("q_type", moq.pop("quantize_type", "symmetric")),
@@ -259,7 +275,9 @@ def _moq(found: Imported, moq: dict[str, Any], eigenvalue: Any) -> None:
     start, target = bits.pop("start_bits", 16), bits.pop("target_bits", 8)
     period, offset = times.pop("quantize_period", 100), times.pop("schedule_offset", 100)
     schedule = _schedule(start, target, period, offset, mix, sensitive=sensitive)
-    found.transforms.append(_quant((".*",), target, _grid(found, where, shared), schedule))
+    grid = _grid(found, where, shared)
+    _check_few_bits(target, grid, kind_key, rounding_key)
+    found.transforms.append(_quant((".*",), target, grid, schedule))
     found.warn(where, "every linear layer and embedding is quantized, the head among them")
     if sensitive:
         found.warn(
@@ -279,8 +297,10 @@ def _moq(found: Imported, moq: dict[str, Any], eigenvalue: Any) -> None:
 def _quant(
     match: tuple[str, ...], bits: int, grid: dict[str, Any], schedule: BitSchedule | None
 ) -> QuantTransform:
-    # Of 1 and 2 bits the grids are the same here and there.
-    used = {k: v for k, v in grid.items() if bits > 2 or k in ("groups", "per")}
+    # Of 1 and 2 bits the grids are the same here and there; those of more, that a schedule may
+    # begin with, have DeepSpeed's range.
+    most = bits if schedule is None else schedule.start
+    used = {k: v for k, v in grid.items() if most > 2 or k in ("groups", "per")}
     chosen: dict[str, Any] = {"kind": "quant", "match": match, "weight": {"bits": bits, **used}}
     if schedule is not None:
         chosen["schedule"] = schedule
@@ -326,6 +346,20 @@ def _grid(found: Imported, where: str, shared: dict[str, Any]) -> dict[str, Any]
     share = {"per": "tensor"} if groups == 1 else {"groups": groups}
     chosen = {**share, "range": "full", "rounding": rounding}
     return chosen if grid == "symmetric" else {**chosen, "grid": grid}
+
+
+def _check_few_bits(target: int, grid: Mapping[str, Any], kind_key: str, rounding_key: str) -> None:
+    """Refuse 1 and 2 bits with what DeepSpeed refuses once weights have as few."""
+    if target > 2:
+        return
+    for key, value, only in (
+        (kind_key, grid.get("grid", "symmetric"), "symmetric"),
+        (rounding_key, grid["rounding"], "nearest"),
+    ):
+        if value != only:
+            raise ValueError(
+                f"{key}={value}: must be {only} with target_bits={target}, as in DeepSpeed"
+            )
 
 
 def _kind(where: str, shared: dict[str, Any]) -> str:

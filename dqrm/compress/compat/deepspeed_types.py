@@ -4,6 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+AUTO_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_clipping")
+"""Keys whose value Hugging Face's Trainer fills in where it is auto."""
+
 _SECTIONS = frozenset(
     (
         "compression_training",
@@ -42,21 +45,10 @@ _WHOLE_NUMBERS = frozenset(
         "schedule_offset",
     )
 )
-_NUMBERS = frozenset(
-    [
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "keep_number_layer",
-        "bits",
-        "start_bits",
-        "target_bits",
-        "quantization_period",
-        "quantize_period",
-        "quantize_groups",
-        "schedule_offset",
-    ]
-)
 _NUMBERS = frozenset(("dense_ratio", "quantize_change_ratio"))
+_SWITCHES = frozenset(("enabled", "quantize_weight_in_forward", "quantizer_kernel"))
+_AUTO_SWITCHES = ("fp16", "bf16", "amp")
+"""Sections that Hugging Face's Trainer turns on or off where enabled is auto."""
 
 
 def check_types(section: Mapping[str, Any], where: str = "") -> None:
@@ -74,7 +66,13 @@ def check_types(section: Mapping[str, Any], where: str = "") -> None:
         a_group = where.endswith(".different_groups")
         if (a_group or key in _SECTIONS) and not isinstance(value, dict):
             raise ValueError(f"{place}={json.dumps(value)}: must be an object")
-        if key in _WHOLE_NUMBERS and not (_is_whole(value) or value == "auto"):
+        if key in _SWITCHES and not (
+            isinstance(value, bool) or (value == "auto" and where in _AUTO_SWITCHES)
+        ):
+            raise ValueError(f"{place}={json.dumps(value)}: must be true or false")
+        if key in AUTO_KEYS and value == "auto":
+            continue
+        if key in _WHOLE_NUMBERS and not _is_whole(value):
             raise ValueError(f"{place}={json.dumps(value)}: must be a whole number")
         if key in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ValueError(f"{place}={json.dumps(value)}: must be a number")
