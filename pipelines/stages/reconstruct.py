@@ -9,7 +9,7 @@ finished and comes to the same weights.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from dqrm.compress.transforms.config import QuantTransform, TransformConfig
 from dqrm.pipelines.references import compression_of, named_stage, skeleton_of, stages_named
@@ -20,6 +20,15 @@ from dqrm.pipelines.stages.calibrated import CalibratedStage
 if TYPE_CHECKING:
     from dqrm.compress.recon.layerwise import GptqRecipe
     from dqrm.compress.recon.lkd import LkdRecipe
+
+_SOLVERS_OF = {
+    "inputs_of": ("lkd", "gptq"),
+    "steps": ("lkd",),
+    "lr": ("lkd",),
+    "damping": ("gptq",),
+    "act_order": ("gptq",),
+}
+"""Settings by the solvers that they are of."""
 
 
 class ReconstructStage(CalibratedStage):
@@ -50,7 +59,7 @@ class ReconstructStage(CalibratedStage):
     lr: PositiveFloat = 1e-4
     """lkd: learning rate of AdamW; falls to 0 along a cosine."""
 
-    damping: NonNegativeFloat = 0.01
+    damping: PositiveFloat = 0.01
     """gptq: added to the diagonal of the Hessian, as a share of its mean."""
 
     act_order: bool = False
@@ -62,6 +71,12 @@ class ReconstructStage(CalibratedStage):
             raise ValueError("set transforms or allocation: nothing is put on grids")
         if self.allocation is not None and named_stage(self.allocation) is None:
             raise ValueError(f"allocation={self.allocation}: must be stage:NAME")
+        for field, solvers in _SOLVERS_OF.items():
+            if field in self.model_fields_set and self.solver not in solvers:
+                raise ValueError(
+                    f"{field} is for solver={' or '.join(solvers)} and has no effect with "
+                    f"{self.solver}; leave it out"
+                )
         return self
 
     def inputs(self, earlier: Mapping[str, Stage]) -> tuple[str, ...]:
@@ -71,13 +86,16 @@ class ReconstructStage(CalibratedStage):
     def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
         """What a stage with calibration finds, and patterns that name no module."""
         from dqrm.compress.lower.shapes import encoder_path
+        from dqrm.compress.recon.layerwise import check_gptq_targets
         from dqrm.pipelines.text.reconstruction import resolve_targets
 
         found = super().problems(earlier)
         model = None if found else skeleton_of(self.model, earlier)
         if model is not None:
             try:
-                resolve_targets(model, self.transforms)
+                targets = resolve_targets(model, self.transforms)
+                if self.solver == "gptq":
+                    check_gptq_targets(targets)
             except ValueError as error:
                 found.append(Problem("transforms", str(error)))
             try:

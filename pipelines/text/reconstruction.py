@@ -67,6 +67,10 @@ def resolve_targets(model: nn.Module, transforms: Sequence[QuantTransform]) -> d
                 raise ValueError(f"match={transform.match}: {name} has grids already")
             weights = module.weight
             assert isinstance(weights, Tensor)
+            try:
+                target.granularity.scale_shape(weights.shape)
+            except ValueError as error:
+                raise ValueError(f"match={transform.match}: {name}: {error}") from error
             # Where all units of a layer were pruned there is nothing left to round.
             if weights.numel():
                 targets[name] = target

@@ -1,7 +1,6 @@
-"""Layer-wise reconstruction: capture, least squares, GPTQ and distillation."""
+"""Layer-wise reconstruction: capture, least squares, distillation, GPTQ of layers."""
 
 import copy
-import re
 from dataclasses import replace
 
 import pytest
@@ -14,10 +13,10 @@ from dqrm.compress.grids.record import (
     WeightRecord,
     codes,
     dequantize,
-    fit,
     set_weight_record,
     weight_record,
 )
+from dqrm.compress.grids.records_file import save_records
 from dqrm.compress.recon.capture import (
     LayerStream,
     TensorShelf,
@@ -25,7 +24,6 @@ from dqrm.compress.recon.capture import (
     input_gram,
     masked_mean_square,
 )
-from dqrm.compress.recon.gptq import gptq, output_error
 from dqrm.compress.recon.layerwise import Calibration, GptqRecipe, LayerwiseQuantizer
 from dqrm.compress.recon.least_squares import UnitLeastSquares
 from dqrm.compress.recon.lkd import LkdRecipe
@@ -181,108 +179,6 @@ def test_nothing_lacking_needs_no_change():
     assert not bias.any()
 
 
-def correlated_inputs(columns, rows=400):
-    generator = torch.Generator().manual_seed(2)
-    mixing = torch.randn(columns, columns, generator=generator)
-    mixing += 3 * torch.randn(columns, 1, generator=generator)
-    return (torch.randn(rows, columns, generator=generator) @ mixing).double()
-
-
-GRANULARITIES = [
-    Granularity("row"),
-    Granularity("tensor"),
-    Granularity("row_groups", 4),
-    Granularity("k_groups", 32),
-    Granularity("k_groups", 48),
-]
-
-
-@pytest.mark.parametrize("act_order", [False, True], ids=["in-order", "act-order"])
-@pytest.mark.parametrize("granularity", GRANULARITIES, ids=str)
-def test_gptq_beats_rounding_and_stays_on_the_grid(granularity, act_order):
-    # More than one block of columns; groups that do and do not divide blocks and the matrix.
-    inputs = correlated_inputs(200)
-    gram = inputs.T @ inputs
-    weight = torch.randn(12, 200, generator=torch.Generator().manual_seed(3))
-    rounded, scale = gptq(weight, gram, 4, granularity, act_order=act_order)
-    record = WeightRecord("symmetric", 4, granularity, scale)
-    assert torch.equal(rounded, dequantize(codes(rounded, record), record))
-    plain_codes, plain_scale = fit(weight, "symmetric", 4, granularity)
-    plain = dequantize(plain_codes, WeightRecord("symmetric", 4, granularity, plain_scale))
-    assert output_error(weight, rounded, gram) < 0.5 * output_error(weight, plain, gram)
-
-
-def test_gptq_of_inputs_that_do_not_correlate_is_rounding():
-    weight = torch.randn(5, 40, generator=torch.Generator().manual_seed(4))
-    granularity = Granularity("row")
-    rounded, scale = gptq(weight, torch.eye(40).double(), 3, granularity)
-    plain_codes, plain_scale = fit(weight, "symmetric", 3, granularity)
-    record = WeightRecord("symmetric", 3, granularity, plain_scale)
-    assert torch.equal(scale, plain_scale)
-    assert torch.equal(rounded, dequantize(plain_codes, record))
-    # Inputs that never were anything but zero are rounded as well.
-    dead, _ = gptq(weight, torch.zeros(40, 40).double(), 3, granularity)
-    assert torch.equal(dead, rounded)
-
-
-@pytest.mark.parametrize("granularity", [Granularity("row"), Granularity("k_groups", 8)], ids=str)
-def test_gptq_takes_the_scale_of_a_full_range(granularity):
-    weight = torch.randn(5, 40, generator=torch.Generator().manual_seed(4))
-    gram = torch.eye(40).double()
-    rounded, scale = gptq(weight, gram, 3, granularity, full_range=True)
-    plain_codes, plain_scale = fit(weight, "symmetric", 3, granularity, full_range=True)
-    assert torch.equal(scale, plain_scale)
-    record = WeightRecord("symmetric", 3, granularity, plain_scale)
-    assert torch.equal(rounded, dequantize(plain_codes, record))
-
-
-def reference_gptq(weight, gram, bits, damping):
-    """The algorithm of the paper without blocks: one column at a time, H^-1 updated in full."""
-    left = weight.double().clone()
-    hessian = gram + damping * gram.diagonal().mean() * torch.eye(len(gram)).double()
-    inverse = torch.linalg.inv(hessian)
-    _, scale = fit(weight, "symmetric", bits, Granularity("row"))
-    step, largest = scale.double()[:, 0], 2 ** (bits - 1) - 1
-    out = torch.zeros_like(left)
-    for column in range(left.shape[1]):
-        value = left[:, column]
-        out[:, column] = torch.clamp((value / step).round(), -largest - 1, largest) * step
-        error = (value - out[:, column]) / inverse[column, column]
-        left -= torch.outer(error, inverse[column])
-        inverse = (
-            inverse - torch.outer(inverse[:, column], inverse[column]) / (inverse[column, column])
-        )
-    return out.float()
-
-
-def test_gptq_equals_the_algorithm_without_blocks():
-    inputs = correlated_inputs(150)
-    gram = inputs.T @ inputs
-    weight = torch.randn(6, 150, generator=torch.Generator().manual_seed(5))
-    rounded, _ = gptq(weight, gram, 4, Granularity("row"), damping=0.01)
-    torch.testing.assert_close(rounded, reference_gptq(weight, gram, 4, 0.01))
-
-
-@pytest.mark.parametrize("act_order", [False, True], ids=["in-order", "act-order"])
-@pytest.mark.parametrize("granularity", [Granularity("row"), Granularity("k_groups", 48)], ids=str)
-def test_gptq_leaves_what_a_pattern_cut_at_zero(granularity, act_order):
-    inputs = correlated_inputs(200)
-    gram, pattern = inputs.T @ inputs, NM(2, 4)
-    weight = torch.randn(12, 200, generator=torch.Generator().manual_seed(3))
-    kept = pattern.mask(weight)
-    weight *= kept
-    rounded, scale = gptq(weight, gram, 4, granularity, kept, act_order=act_order)
-    record = WeightRecord("symmetric", 4, granularity, scale)
-    assert torch.equal(rounded, dequantize(codes(rounded, record), record))
-    assert not rounded[~kept].any()
-    plain_codes, plain_scale = fit(weight, "symmetric", 4, granularity)
-    plain = dequantize(plain_codes, WeightRecord("symmetric", 4, granularity, plain_scale))
-    cut = gptq(weight, gram, 4, granularity, act_order=act_order)[0] * kept
-    error = output_error(weight, rounded, gram)
-    assert error < 0.7 * output_error(weight, plain, gram)
-    assert error < output_error(weight, cut, gram)
-
-
 TARGETS = {
     "embed": Target(8),
     **{f"layers.{n}.{name}": Target(3, activation_bits=8) for n in range(3) for name in ("up",)},
@@ -367,6 +263,46 @@ def test_what_was_done_to_weights_and_inputs_before_stays(model, batches, tmp_pa
         assert has_activation_quantizer(layer.down) == (n == 0)
 
 
+@pytest.mark.parametrize(
+    "targets",
+    [
+        {"layers.0.down": Target(3)},
+        {"layers.0.down": Target(3), "layers.0.up": Target(32, activation_bits=8)},
+    ],
+    ids=["unnamed", "inputs alone"],
+)
+def test_distillation_keeps_patterns_of_weights_that_get_no_grid(model, batches, tmp_path, targets):
+    masks = cut_to_patterns(model)
+    before = model.layers[0].up.weight.detach().clone()
+    run = LayerwiseQuantizer(
+        model,
+        copy.deepcopy(model),
+        ["layers.0"],
+        targets,
+        LkdRecipe(60, 1e-3, 0),
+        "teacher",
+        calibration(batches, tmp_path),
+    )
+    loss = run.step()
+    assert loss.end < loss.start
+    up = model.layers[0].up
+    assert not torch.equal(up.weight, before), "it learns with the layer"
+    assert torch.equal(up.weight != 0, masks[0])
+    record = weight_record(up)
+    assert (record.grid, record.mask) == ("fp32", NM(2, 4))
+    assert record.activation_bits == (8 if "layers.0.up" in targets else 32)
+    save_records(tmp_path, model)
+
+
+def test_a_record_that_is_no_longer_true_is_not_saved(model, tmp_path):
+    cut_to_patterns(model)
+    with torch.no_grad():
+        model.layers[1].up.weight.add_(1.0)
+    with pytest.raises(ValueError, match=r"layers\.1\.up: a group has more weights than 2:4"):
+        save_records(tmp_path, model)
+    assert not list(tmp_path.iterdir())
+
+
 def test_binary_weights_of_a_pattern_have_zeros(model):
     masks = cut_to_patterns(model)
     quantize_without_data(model, "layers.0.up", Target(1))
@@ -414,7 +350,7 @@ def test_going_on_behind_a_finished_layer(model, batches, tmp_path):
 
 
 def test_gptq_of_other_grids_is_refused(model, batches, tmp_path):
-    with pytest.raises(ValueError, match=re.escape("up: GPTQ rounds to symmetric grids")):
+    with pytest.raises(ValueError, match="up: GPTQ rounds to symmetric grids, not to ternary"):
         LayerwiseQuantizer(
             model,
             copy.deepcopy(model),

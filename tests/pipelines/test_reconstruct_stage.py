@@ -142,6 +142,18 @@ def test_what_cannot_be_reconstructed_is_told(file, dqrm):
             "stages.none.transforms.0.weight={bits: 2, range: full}",
             "range has no effect on a ternary grid",
         ),
+        (
+            "stages.none.transforms.0.weight={bits: 8, groups: 7}",
+            "cannot be cut into 7 groups of rows",
+        ),
+        (
+            "stages.gptq.transforms.1.weight={bits: 2}",
+            "GPTQ rounds to symmetric grids, not to ternary ones; set 3 bits or more",
+        ),
+        ("stages.gptq.damping=0", "damping"),
+        ("stages.none.damping=0.1", "damping is for solver=gptq and has no effect with none"),
+        ("stages.gptq.steps=9", "steps is for solver=lkd and has no effect with gptq"),
+        ("stages.none.inputs_of=student", "inputs_of is for solver=lkd or gptq"),
         ("stages.finetune.model=absent", "tiny.yaml:5: stages.finetune.model: absent: no such"),
     ):
         done = dqrm("pipeline", "validate", file, override)
@@ -168,7 +180,6 @@ stages:
     samples: 64
     batch_size: 16
     solver: {solver}
-    steps: 4
     transforms: [{{kind: quant, match: *layers, weight: {{bits: 8}}, act: {{bits: 8}}}}]
   - stage: lower
     model: stage:reconstruct
@@ -182,7 +193,8 @@ stages:
 def sparse(tiny_bert, sentence_files):
     def write(solver="lkd"):
         path = Path("sparse.yaml")
-        path.write_text(SPARSE.format(model=tiny_bert, text=sentence_files, solver=solver))
+        told = "lkd\n    steps: 4" if solver == "lkd" else solver
+        path.write_text(SPARSE.format(model=tiny_bert, text=sentence_files, solver=told))
         return path
 
     return write

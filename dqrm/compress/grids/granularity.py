@@ -55,11 +55,7 @@ class Granularity:
         if self.kind == "row":
             return weight.reshape(rows, columns)
         if self.kind == "row_groups":
-            if rows * columns % self.size:
-                raise ValueError(
-                    f"a weight of {rows} x {columns} cannot be cut into {self.size} groups of rows"
-                )
-            return weight.reshape(self.size, rows * columns // self.size)
+            return weight.reshape(self.scale_shape(weight.shape)[0], rows * columns // self.size)
         groups = -(-columns // self.size)
         matrix = weight.reshape(rows, columns)
         if columns % self.size:
@@ -80,13 +76,21 @@ class Granularity:
         return self.view(torch.ones_like(weight, dtype=torch.bool))
 
     def scale_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Return the shape of the scales of a weight of ``shape``."""
+        """Return the shape of the scales of a weight of ``shape``.
+
+        Raises:
+            ValueError: row_groups that do not divide the weights.
+        """
         rows, columns = matrix_shape(shape)
         if self.kind == "tensor":
             return 1, 1
         if self.kind == "row":
             return rows, 1
         if self.kind == "row_groups":
+            if rows * columns % self.size:
+                raise ValueError(
+                    f"a weight of {rows} x {columns} cannot be cut into {self.size} groups of rows"
+                )
             return self.size, 1
         return rows, -(-columns // self.size), 1
 

@@ -160,11 +160,11 @@ def weight_record(module: nn.Module) -> WeightRecord | None:
     return record
 
 
-def set_weight_record(module: nn.Module, record: WeightRecord) -> None:
-    """Keep ``record`` on a module whose weight is on that grid.
+def check_weight_record(module: nn.Module, record: WeightRecord) -> None:
+    """Refuse a record that does not say what the module's weight is.
 
     Raises:
-        ValueError: the weight is not what the record says.
+        ValueError: the weight is off the grid, or has more weights than the pattern.
     """
     weight = module.weight
     assert isinstance(weight, Tensor)
@@ -176,12 +176,22 @@ def set_weight_record(module: nn.Module, record: WeightRecord) -> None:
                 f"scales of shape {list(record.scale.shape)}: {record.granularity} of a weight "
                 f"{list(weight.shape)} has {list(wanted)}"
             )
-    if not torch.equal(weight, dequantize(codes(weight, record), record)):
-        off = int((weight != dequantize(codes(weight, record), record)).sum())
+    on_grid = dequantize(codes(weight, record), record)
+    if not torch.equal(weight, on_grid):
+        off = int((weight != on_grid).sum())
         raise ValueError(
             f"{off:,} of {weight.numel():,} weights are not on the grid of {record.bits} bits"
         )
     if record.mask is not None and not record.mask.holds(weight):
         raise ValueError(f"a group has more weights than {record.mask} allows")
+
+
+def set_weight_record(module: nn.Module, record: WeightRecord) -> None:
+    """Keep ``record`` on a module whose weight is on that grid.
+
+    Raises:
+        ValueError: the weight is not what the record says.
+    """
+    check_weight_record(module, record)
     zero = None if record.zero is None else record.zero.detach()
     setattr(module, _ATTRIBUTE, replace(record, scale=record.scale.detach(), zero=zero))

@@ -17,7 +17,12 @@ from torch import nn
 
 from dqrm.compress.grids.granularity import Granularity
 from dqrm.compress.grids.nm import NM
-from dqrm.compress.grids.record import WeightRecord, set_weight_record, weight_record
+from dqrm.compress.grids.record import (
+    WeightRecord,
+    check_weight_record,
+    set_weight_record,
+    weight_record,
+)
 from dqrm.data.files import new_file
 from dqrm.tensor_files import read_tensors
 
@@ -33,8 +38,17 @@ def records(model: nn.Module) -> dict[str, WeightRecord]:
 
 
 def save_records(folder: Path, model: nn.Module) -> None:
-    """Write the records of ``model`` beside its weights in ``folder``, atomically."""
+    """Write the records of ``model`` beside its weights in ``folder``, atomically.
+
+    Raises:
+        ValueError: a weight has changed since its record was made, and could not be read again.
+    """
     found = records(model)
+    for name, record in found.items():
+        try:
+            check_weight_record(model.get_submodule(name), record)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
     tensors = {
         f"{name}.scale": record.scale.contiguous()
         for name, record in found.items()

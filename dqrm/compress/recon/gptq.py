@@ -42,6 +42,9 @@ def gptq(
         full_range: of the scales (see :func:`dqrm.compress.grids.record.fit`).
         damping: added to the diagonal of ``gram``, as a share of its mean.
         act_order: round the columns with the largest inputs first.
+
+    Raises:
+        ValueError: inputs depend on each other so closely that ``damping`` is too small.
     """
     columns = weight.shape[1]
     hessian = gram.double().clone()
@@ -52,8 +55,7 @@ def gptq(
     order = torch.arange(columns)
     if act_order:
         order = torch.argsort(diagonal, descending=True, stable=True)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian[order][:, order]))
-    factor = torch.linalg.cholesky(inverse, upper=True)
+    factor = _inverse_factor(hessian[order][:, order])
 
     _, scale = fit(weight, "symmetric", bits, granularity, full_range=full_range)
     grouped = granularity.kind == "k_groups" and not act_order
@@ -88,6 +90,17 @@ def gptq(
     result[:, order] = rounded
     record = WeightRecord("symmetric", bits, granularity, scale)
     return dequantize(codes(result.float(), record), record), scale
+
+
+def _inverse_factor(hessian: Tensor) -> Tensor:
+    """The upper Cholesky factor of the inverse, float64 as it came."""
+    try:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+        return torch.linalg.cholesky(inverse, upper=True)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(
+            "GPTQ cannot invert the products of the inputs: raise damping, or look at more samples"
+        ) from error
 
 
 def output_error(weight: Tensor, rounded: Tensor, gram: Tensor) -> float:

@@ -15,11 +15,13 @@ from dqrm.compress.recon.targets import (
     Target,
     begin,
     finish,
+    hold_patterns,
     kept_weights,
     put,
     quantize_without_data,
     record_activations,
 )
+from dqrm.compress.transforms.latent import settle
 from dqrm.compress.transforms.weights import grid_of
 
 Forwards = Callable[[nn.Module], Iterable[Callable[[], object]]]
@@ -31,6 +33,21 @@ class GptqRecipe:
 
     damping: float
     act_order: bool
+
+
+def check_gptq_targets(targets: Mapping[str, Target]) -> None:
+    """Refuse grids that GPTQ does not round to.
+
+    Raises:
+        ValueError: the message names the module.
+    """
+    for name, target in targets.items():
+        grid = grid_of(target.bits, target.grid)
+        if not target.keeps_weight and grid != "symmetric":
+            raise ValueError(
+                f"{name}: GPTQ rounds to symmetric grids, not to {grid} ones; set 3 bits or more, "
+                "or grid: symmetric"
+            )
 
 
 @dataclass(frozen=True)
@@ -86,9 +103,8 @@ class LayerwiseQuantizer:
         self._calibration = calibration
         self._student_layers = [student.get_submodule(name) for name in layers]
         self._teacher_layers = [teacher.get_submodule(name) for name in layers]
-        for name, target in targets.items():
-            if isinstance(recipe, GptqRecipe) and grid_of(target.bits, target.grid) != "symmetric":
-                raise ValueError(f"{name}: GPTQ rounds to symmetric grids of 3 bits or more")
+        if isinstance(recipe, GptqRecipe):
+            check_gptq_targets(targets)
         if first == 0:
             for name, target in targets.items():
                 if not any(name.startswith(f"{layer}.") for layer in layers):
@@ -124,6 +140,8 @@ class LayerwiseQuantizer:
     ) -> LayerLoss:
         for name, target in targets.items():
             begin(layer, name, target)
+        # All of the layer learns, so what keeps its values must keep its pattern, too.
+        held = hold_patterns(layer)
         loss = distil_layer(
             layer,
             self._teacher_layers[self.position],
@@ -132,6 +150,8 @@ class LayerwiseQuantizer:
             self._calibration.valid,
             recipe,
         )
+        for module in held:
+            settle(module)
         for name, target in targets.items():
             finish(layer, name, target)
         return loss

@@ -19,7 +19,7 @@ from dqrm.compress.grids.record import (
     weight_record,
 )
 from dqrm.compress.transforms.activations import attach_activation_quantizer
-from dqrm.compress.transforms.latent import add_step, settle
+from dqrm.compress.transforms.latent import add_step, settle, weight_steps
 from dqrm.compress.transforms.patterns import NMStep
 from dqrm.compress.transforms.weights import FakeQuantizeWeight, grid_of
 
@@ -55,15 +55,23 @@ def begin(model: nn.Module, name: str, target: Target) -> None:
         step = FakeQuantizeWeight(
             target.granularity, target.bits, target.grid, full_range=target.full_range
         )
-        pattern = _record_of(module).mask
-        if pattern is not None:
-            kept = NMStep(pattern)
-            kept.mask = kept_weights(module)
-            add_step(model, name, kept)
-            step.follow(kept)
+        step.follow(_hold(model, name))
         add_step(model, name, step)
     if target.activation_bits == 8:
         attach_activation_quantizer(module, 8, target.activation_grid)
+
+
+def hold_patterns(model: nn.Module) -> list[nn.Module]:
+    """Have weights with an N:M pattern and no grid keep it while they are trained.
+
+    Returns:
+        Their modules, for :func:`dqrm.compress.transforms.latent.settle` in the end.
+    """
+    return [
+        module
+        for name, module in list(model.named_modules())
+        if not weight_steps(module) and _hold(model, name) is not None
+    ]
 
 
 def finish(model: nn.Module, name: str, target: Target) -> None:
@@ -121,6 +129,18 @@ def quantize_without_data(model: nn.Module, name: str, target: Target) -> None:
     """Round a weight to its grid; biases, norms and all else stay."""
     begin(model, name, target)
     finish(model, name, target)
+
+
+def _hold(model: nn.Module, name: str) -> NMStep | None:
+    """Put the pattern that a weight has behind it as a step; None: it has none."""
+    module = model.get_submodule(name)
+    pattern = _record_of(module).mask
+    if pattern is None:
+        return None
+    step = NMStep(pattern)
+    step.mask = kept_weights(module)
+    add_step(model, name, step)
+    return step
 
 
 def _record_of(module: nn.Module) -> WeightRecord:
