@@ -93,6 +93,11 @@ class MoqBits:
                 "1 or more, 0 or more, and from 0 to 1"
             )
 
+    @property
+    def steps_to_settle(self) -> int:
+        """Steps after a change of bits in which the weight is part FP32."""
+        return math.ceil(1 / self.mix_ratio) - 1 if self.mix_ratio else 0
+
     def last_transition(self, factor: int = 1) -> int:
         """Return the first step with the target's bits and nothing of FP32.
 
@@ -103,7 +108,7 @@ class MoqBits:
         last = self.offset
         if changes:
             last += self.period * (2 * factor) ** (changes - 1)
-        return last + (math.ceil(1 / self.mix_ratio) - 1 if self.mix_ratio else 0)
+        return last + self.steps_to_settle
 
     def check(self, steps: int, factor: int = 1) -> None:
         """Refuse a schedule whose last transition is past ``steps`` optimizer steps."""

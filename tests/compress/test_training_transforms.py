@@ -245,6 +245,24 @@ def test_a_mixed_end_is_finished_with_more_bits():
     assert [weight_record(layer).bits for layer in training.model.layers] == [4, 5, 5]
 
 
+def test_a_sensitive_weight_leaves_fp32_by_the_last_step():
+    # Bits go down in the steps 5 and 30 (factor 3); ten steps more, and nothing is FP32.
+    values = {"layers.0": 0.1, "layers.1": 0.1, "layers.2": 0.5}
+    schedule = MoqBits(6, 4, 5, mix_ratio=0.1)
+    strict = QuantizeWeights(LAYERS, 4, schedule=schedule, sensitivity=True)
+    Training([strict], steps=39)
+    with pytest.raises(ValueError, match=r"layers\.2: .* settle at 4 in step 39"):
+        strict.set_sensitivity(values)
+    for steps, last in ((39, 5), (40, 4)):
+        mixed = QuantizeWeights(LAYERS, 4, schedule=schedule, sensitivity=True, mixed_end=True)
+        training = Training([mixed], steps)
+        mixed.set_sensitivity(values)
+        training.run(0, steps)
+        assert mixed.finished()
+        mixed.freeze()
+        assert [weight_record(layer).bits for layer in training.model.layers] == [4, 4, last]
+
+
 @pytest.mark.parametrize("mode", [True, False], ids=["training", "evaluation"])
 def test_stochastic_rounding_is_for_gradients_in_either_mode(mode):
     model = Training([QuantizeWeights(LAYERS, 4, rounding="stochastic")]).model.train(mode)

@@ -97,8 +97,10 @@ class QuantizeWeights(Transform):
         """Take bits down where that is due."""
         if self.sensitivity and not self._factors and step >= self.schedule.offset:
             raise RuntimeError("the schedule's sensitivity was never told: call set_sensitivity")
+        # No change that could not settle by the last step.
+        latest = min(step, self._last_change)
         for name, state in self._states.items():
-            state.advance(self.schedule, step, self._factors.get(name, 1))
+            state.advance(self.schedule, latest, self._factors.get(name, 1))
         self._show(step)
 
     def set_sensitivity(self, values: Mapping[str, float | None]) -> None:
@@ -124,12 +126,18 @@ class QuantizeWeights(Transform):
         ahead = replace(self._states[name])
         while ahead.bits > self.schedule.target:
             ahead.advance(self.schedule, self.schedule.offset + ahead.period, factor)
-        if ahead.changed >= self._total:
+        if ahead.changed > self._last_change:
+            settled = ahead.changed + self.schedule.steps_to_settle
             raise ValueError(
-                f"{name}: with factor {factor} its bits reach {self.schedule.target} in step "
-                f"{ahead.changed:,}, but training has {self._total:,} steps; lower period or "
-                "start, or allow a mixed_end"
+                f"{name}: with factor {factor} its bits settle at {self.schedule.target} in step "
+                f"{settled:,}, but training has {self._total:,} steps; lower period or start, or "
+                "allow a mixed_end"
             )
+
+    @property
+    def _last_change(self) -> int:
+        """The last step in which bits may go down and still settle."""
+        return self._total - 1 - self.schedule.steps_to_settle
 
     def _show(self, step: int) -> None:
         for name, state in self._states.items():
@@ -152,9 +160,9 @@ class QuantizeWeights(Transform):
 
     def finished(self) -> bool:
         """Return whether all bits are those of the end, and nothing is FP32 any more."""
-        schedule, end = self.schedule, self._total
+        schedule, last = self.schedule, self._last_change
         settled = all(
-            state.bits == schedule.target or schedule.offset + state.period >= end
+            state.bits == schedule.target or schedule.offset + state.period > last
             for state in self._states.values()
         )
         return settled and not any(step.mix for step in self._steps.values())
