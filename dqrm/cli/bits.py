@@ -10,7 +10,7 @@ from dqrm.cli.framework import DqrmCommand
 from dqrm.text import bytes_text, pairs, table
 
 if TYPE_CHECKING:
-    from dqrm.compress.config import Bits
+    from dqrm.compress.config import Bits, TableGranularity
     from dqrm.training.table_bits import TableBits
 
 _EXAMPLES = [
@@ -59,6 +59,13 @@ class _BitsList(click.ParamType[tuple[int, ...], str]):
     show_default=True,
     help="Bits that a table may get.",
 )
+@click.option(
+    "--granularity",
+    type=click.Choice(["table", "row"]),
+    default="table",
+    show_default=True,
+    help="Scales of the tables to come, as quant.granularity says when they are trained.",
+)
 @click.option("--data", metavar="PATH", help="Prepared data set; by default the run's own.")
 @click.option(
     "--batches",
@@ -73,6 +80,7 @@ def bits(
     ratio: float | None,
     like: int | None,
     options: "tuple[Bits, ...]",
+    granularity: "TableGranularity",
     data: str | None,
     batches: int,
     as_json: bool,
@@ -110,6 +118,7 @@ def bits(
             model,
             budget,
             options,
+            granularity,
             data=data,
             batches=batches,
             progress=lambda done, total: display.show("gradients", done, total, "batches"),
@@ -140,7 +149,8 @@ def _text(found: "TableBits") -> str:
             "tables",
             f"{bytes_text(total.cost)}, {spent.fp32_bytes / total.cost:.1f} times smaller than in "
             f"FP32; expected to add {total.loss:.1e} to the loss",
-        )
+        ),
+        ("scales", f"one a {found.granularity} (--granularity)"),
     ]
     for place, bits in enumerate(found.options):
         uniform = spent.uniform(place)

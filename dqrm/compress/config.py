@@ -7,6 +7,7 @@ from pydantic import NonNegativeInt, model_validator
 from dqrm.settings import Settings
 
 Bits = Literal[2, 4, 8, 16, 32]
+TableGranularity = Literal["table", "row"]
 
 
 class QuantConfig(Settings):
@@ -18,7 +19,7 @@ class QuantConfig(Settings):
     table_bits: dict[str, Bits] = {}
     """Bits of single tables by column name, for example {C3: 8}; others use bits."""
 
-    granularity: Literal["table", "row"] = "table"
+    granularity: TableGranularity = "table"
     """One scale a table, as in the paper, or one scale a row."""
 
     scale_period: NonNegativeInt = 0

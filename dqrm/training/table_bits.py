@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dqrm.compress import grids
-from dqrm.compress.config import Bits
+from dqrm.compress.config import Bits, TableGranularity
 from dqrm.compress.signals.allocate import Candidate
 from dqrm.compress.signals.budget import Allocated, Budget, spend
 from dqrm.data.batch import Batch
@@ -40,6 +40,8 @@ class TableBits:
 
     options: tuple[Bits, ...]
     """What a table may have."""
+    granularity: TableGranularity
+    """Of the scales that bytes and losses are of."""
     rows: dict[str, int]
     """Of each table."""
     allocated: Allocated
@@ -56,6 +58,7 @@ class TableBits:
         total = spent.total(spent.chosen)
         return {
             "table_bits": self.bits,
+            "granularity": self.granularity,
             "bytes": total.cost,
             "fp32_bytes": spent.fp32_bytes,
             "expected_loss": total.loss,
@@ -70,6 +73,7 @@ def table_bits_of(
     path: Path,
     budget: Budget,
     options: Sequence[Bits] = OPTIONS,
+    granularity: TableGranularity = "table",
     *,
     data: str | None = None,
     batches: int = 1000,
@@ -81,6 +85,7 @@ def table_bits_of(
         path: a finished run's folder or a checkpoint.
         budget: see :func:`choose_table_bits`.
         options: bits that a table may have.
+        granularity: of the scales of the tables to come.
         data: a prepared data set; the one the run was trained on when not given.
         batches: of training rows, as large as the run's and in the order of its first epoch.
         progress: takes the batches done, and all of them; may raise.
@@ -96,7 +101,9 @@ def table_bits_of(
     order = RowOrder(split.num_rows, config.train.seed, 0, config.data.window_rows)
     count = min(batches, split.num_batches(config.data.batch_size))
     drawn = itertools.islice(split.batches(config.data.batch_size, order=order), count)
-    return choose_table_bits(model, drawn, budget, options, lambda done: progress(done, count))
+    return choose_table_bits(
+        model, drawn, budget, options, granularity, lambda done: progress(done, count)
+    )
 
 
 def choose_table_bits(
@@ -104,6 +111,7 @@ def choose_table_bits(
     batches: Iterable[Batch],
     budget: Budget,
     options: Sequence[Bits] = OPTIONS,
+    granularity: TableGranularity = "table",
     check: Callable[[int], None] = lambda done: None,
 ) -> TableBits:
     """Choose the bits of each table at the least expected loss.
@@ -115,6 +123,8 @@ def choose_table_bits(
             (arXiv 2204.09656): take that of the training.
         budget: bytes that the tables may take together; its ``like`` is a position in ``options``.
         options: bits that a table may have.
+        granularity: of the scales of the tables to come; ``model``, whose tables are FP32 as a
+            rule, says nothing of them.
         check: called after each batch with the number of them; may raise.
 
     Raises:
@@ -124,11 +134,11 @@ def choose_table_bits(
     bags = model.emb_l
     if not isinstance(bags, EmbeddingBagCollection):
         raise TypeError(f"{type(bags).__name__}: packed or shared tables have no gradients")
-    losses = expected_losses(model, bags, batches, options, check)
+    losses = expected_losses(model, bags, batches, options, granularity, check)
     candidates = {
         table.name: [
             Candidate(
-                packed_table_bytes(table.num_rows, bags.embedding_dim, bits, bags.granularity),
+                packed_table_bytes(table.num_rows, bags.embedding_dim, bits, granularity),
                 float(loss),
             )
             for bits, loss in zip(options, of_table, strict=True)
@@ -137,7 +147,7 @@ def choose_table_bits(
     }
     fp32_bytes = 4 * bags.num_rows * bags.embedding_dim
     rows = {table.name: table.num_rows for table in bags.tables}
-    return TableBits(tuple(options), rows, spend(candidates, fp32_bytes, budget))
+    return TableBits(tuple(options), granularity, rows, spend(candidates, fp32_bytes, budget))
 
 
 def expected_losses(
@@ -145,6 +155,7 @@ def expected_losses(
     bags: EmbeddingBagCollection,
     batches: Iterable[Batch],
     options: Sequence[Bits],
+    granularity: TableGranularity,
     check: Callable[[int], None],
 ) -> Tensor:
     """Return what each option of each table is expected to add to the loss.
@@ -154,6 +165,7 @@ def expected_losses(
         bags: its tables.
         batches: of training rows.
         options: bits.
+        granularity: of the scales.
         check: called after each batch.
 
     Returns:
@@ -164,7 +176,7 @@ def expected_losses(
     """
     model.eval().requires_grad_(False)
     bags.requires_grad_(True)
-    largest_value = _largest_values(bags) if bags.granularity == "table" else None
+    largest_value = _largest_values(bags) if granularity == "table" else None
     ends = bags.table_start + torch.tensor([table.num_rows for table in bags.tables])
     sums = torch.zeros(len(options), len(bags.tables), dtype=torch.float64)
     count = 0

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from dqrm.compress.config import Bits
+from dqrm.compress.config import Bits, TableGranularity
 from dqrm.pipelines.references import named_stage, stages_named
 from dqrm.pipelines.stage import Interrupted, Product, Stage, StageContext
 
@@ -37,6 +37,10 @@ class TableBitsStage(Stage):
     like: Bits | None = None
     """In place of a ratio: one of the options; the tables together shall take no more bytes than
     if all had these bits."""
+
+    granularity: TableGranularity = "table"
+    """Of the scales of the tables to come: settings.quant.granularity of the stage that trains
+    with these bits."""
 
     batches: PositiveInt = 1000
     """Batches of training rows that gradients are taken of."""
@@ -79,6 +83,7 @@ class TableBitsStage(Stage):
             context.inputs[str(named_stage(self.recommender))],
             Budget(self.ratio, None if self.like is None else self.options.index(self.like)),
             self.options,
+            self.granularity,
             batches=self.batches,
             progress=progress,
         )

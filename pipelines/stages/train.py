@@ -28,7 +28,7 @@ from dqrm.pipelines.stage import (
 )
 from dqrm.pipelines.stages.overrides import as_overrides
 from dqrm.pipelines.stages.prepare import NONE_YET, meaning
-from dqrm.pipelines.stages.table_bits import read_table_bits
+from dqrm.pipelines.stages.table_bits import TableBitsStage, read_table_bits
 from dqrm.tracking.config import TrackingConfig
 from dqrm.tracking.model_reference import ModelReference
 
@@ -146,13 +146,23 @@ class TrainStage(Stage):
         return None if ModelReference.parse(self.warm_start) else Path(self.warm_start)
 
     def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
-        """A data set, or a model to begin with, that is not there."""
+        """A data set, or a model to begin with, that is not there; bits of other scales."""
+        found = []
         try:
             self.sources()
         except (OSError, ValueError) as error:
             field = "settings.data.path" if self.data is None else "warm_start"
-            return [Problem(field, str(error))]
-        return []
+            found.append(Problem(field, str(error)))
+        chooser = earlier.get(str(self.table_bits and named_stage(self.table_bits)))
+        if isinstance(chooser, TableBitsStage):
+            own = self.resolved().quant.granularity
+            if chooser.granularity != own:
+                reason = (
+                    f"chosen for one scale a {chooser.granularity}, but settings.quant.granularity "
+                    f"is {own}: set granularity: {own} in {chooser.key}"
+                )
+                found.append(Problem("table_bits", reason))
+        return found
 
     def plan(self, earlier: Mapping[str, Stage]) -> list[tuple[str, str]]:
         """Rows, steps and sizes."""

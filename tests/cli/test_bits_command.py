@@ -43,6 +43,19 @@ def test_what_is_printed_trains_within_the_budget(dqrm: Run, dataset: Path, fp32
     assert sum(table["packed_bytes"] for table in measured) == told["bytes"]
 
 
+def test_scales_of_rows_are_within_the_budget_too(dqrm: Run, dataset: Path, fp32: Path) -> None:
+    found = dqrm("bits", fp32, "--ratio", "3", "--granularity", "row")
+    assert "one a row" in found.stderr
+    told = json.loads(dqrm("bits", fp32, "--ratio", "3", "--granularity", "row", "--json").stdout)
+    assert told["granularity"] == "row"
+    row = ("quant.granularity=row", found.stdout.strip(), "train.max_steps=1", "-n", "rows")
+    done = dqrm("train", f"data.path={dataset}", *SMALL, *row)
+    assert done.exit_code == 0, done.stderr
+    measured = json.loads(Path("runs/rows/measurements.json").read_text())["tables"]
+    taken = sum(table["packed_bytes"] for table in measured)
+    assert taken == told["bytes"] <= told["fp32_bytes"] / 3
+
+
 def test_a_ratio_and_other_options(dqrm: Run, fp32: Path) -> None:
     line = ("bits", fp32, "--ratio", "3", "--options", "16,8,2", "--batches", "2", "--json")
     told = json.loads(dqrm(*line).stdout)

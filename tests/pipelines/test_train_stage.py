@@ -209,6 +209,7 @@ def test_bits_of_tables_are_chosen_and_trained_with(file, dqrm):
         ("stages.table_bits.ratio=4", "set ratio or like"),
         ("stages.table_bits.like=16", "name one of the options, 8, 4, 2"),
         ("stages.table_bits.options=[8, 8]", "name each once"),
+        ("stages.table_bits.granularity=row", "set granularity: table in table_bits"),
         ("stages.mixed.table_bits=stage:train", "a stage train makes no bits of tables"),
         ("stages.mixed.settings.quant={table_bits: {user: 8}}", "say the same; leave one out"),
     ):
