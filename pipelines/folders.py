@@ -3,7 +3,7 @@
     <output>/<name>/
         pipeline.yaml           the resolved configuration of the last run
         stages/<stage>/         output of a complete stage, with stage.json
-        work/<stage>-<digest>/  of a stage that is not complete: output/ and scratch/
+        work/<stage>-<digest>/  of a stage that is not complete: output/, scratch/ and seconds.json
         runs/<stage>-<digest>/  of each stage's MLflow run; a stage that trains has all of it here
         runs/pipeline/          of the pipeline's own
         references.json         what names in settings meant when a stage was first run with them
@@ -27,6 +27,7 @@ CONFIG_FILE = "pipeline.yaml"
 """Written first of all."""
 
 _REFERENCES = "references.json"
+_SECONDS = "seconds.json"
 _DIGEST_CHARACTERS = 12
 
 
@@ -124,6 +125,17 @@ class PipelineFolder:
     def _write_references(self, kept: dict[str, Any]) -> None:
         if kept != self._read_references():
             write_json(self.path / _REFERENCES, kept)
+
+    def seconds_spent(self, key: str, digest: str) -> float:
+        """How long attempts at a stage took that were stopped, as far as they could say."""
+        try:
+            return float(json.loads((self.work(key, digest) / _SECONDS).read_text("utf-8")))
+        except FileNotFoundError:
+            return 0.0
+
+    def keep_seconds(self, key: str, digest: str, seconds: float) -> None:
+        """Write down how long all attempts at a stage took so far."""
+        write_json(self.work(key, digest) / _SECONDS, seconds)
 
     def publish(self, key: str, digest: str) -> None:
         """Make the finished output of a stage the visible one.

@@ -21,11 +21,12 @@ class StageRecord:
     digest: str
     """Of its settings, of what it read from outside, and of the outputs of earlier stages."""
     output_digest: str
-    """Of the files it made."""
+    """Of the files it made and of its metrics."""
     sizes: dict[str, int]
     """Bytes of each of those files."""
     metrics: dict[str, float]
     seconds: float
+    """With those of attempts that a signal ended; a killed one could not say."""
     run_id: str | None
     """Its MLflow run, when the store had answered."""
 

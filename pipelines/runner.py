@@ -3,7 +3,7 @@
 A stage is complete when its folder holds a record whose digest is that of its settings, of what it
 reads from outside, and of what the stages it takes as inputs made. So a killed pipeline goes on
 where it was, a changed setting has its stage run again, and the stages behind it run again when
-that came to another result.
+that came to other files or metrics, times among them.
 """
 
 import logging
@@ -76,7 +76,7 @@ def run_pipeline(
     """Run every stage that is not complete.
 
     SIGINT and SIGTERM end the stage that runs as soon as it has saved what it can; the result then
-    names the signal, and the same call goes on.
+    names the signal, and the same call, without ``start``, goes on.
 
     Of several processes (dqrm.launch) each calls this. The first runs the pipeline and returns its
     result; the others help with stages that train, and return no stages.
@@ -127,7 +127,8 @@ def run_pipeline(
         except Interrupted as interrupted:
             status = "KILLED"
             name = signal.Signals(interrupted.number).name
-            log.info("stopped by %s; the same command goes on", name)
+            without = "" if start is None else " without --from"
+            log.info("stopped by %s; the same command%s goes on", name, without)
             return PipelineResult(folder.path, list(done.values()), interrupted.number)
         finally:
             tracker.finish(status)
@@ -249,7 +250,7 @@ class _Step:
             name = f"{self.folder.path.name}/{self.key}"
             tracker = start_tracker(nested, run_name=name, run_dir=run_dir)
         status: Status = "FAILED"
-        began = time.monotonic()
+        began = time.monotonic() - self.folder.seconds_spent(self.key, self.digest)
         try:
             tracker.log_params(self.stage.model_dump(mode="json"))
             context = StageContext(
@@ -280,6 +281,7 @@ class _Step:
             status = "FINISHED"
         except Interrupted:
             status = "KILLED"
+            self.folder.keep_seconds(self.key, self.digest, time.monotonic() - began)
             raise
         except (OSError, ValueError) as error:
             raise _located(error, self.key) from error

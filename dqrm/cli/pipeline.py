@@ -54,7 +54,12 @@ def pipeline() -> None:
 )
 @click.argument("source", metavar="FILE|NAME")
 @click.argument("overrides", nargs=-1, type=OverrideType(PIPELINE_MODEL), metavar="[KEY=VALUE]...")
-@click.option("--from", "start", metavar="STAGE", help="Run this stage and those after it again.")
+@click.option(
+    "--from",
+    "start",
+    metavar="STAGE",
+    help="Run this stage and those after it again. Leave it out to go on after a stop.",
+)
 @click.option("--dry-run", is_flag=True, help="Print what would run, and stop.")
 @click.option("--no-track", is_flag=True, help="Do not record the pipeline in MLflow.")
 @nproc_option()

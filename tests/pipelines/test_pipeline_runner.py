@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dqrm.pipelines.folders import PipelineFolder
+from dqrm.pipelines.record import read_record
 
 TOY = Path(__file__).with_name("toy_stages.py")
 SECONDS = 120
@@ -95,12 +96,14 @@ def test_what_changes_runs_again_and_what_it_does_not_reach_stays():
 def test_signals_end_a_stage_where_it_can_go_on(number):
     slow = stages(a={"add": 2000, "slow": True})
     process = subprocess.Popen(command({"stages": slow}), stdout=subprocess.PIPE, text=True)
+    seconds = 0.5
     try:
         deadline = time.monotonic() + SECONDS
         while not list(Path("runs").glob("toy/work/*/scratch/saved")):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)
+        time.sleep(seconds)
         process.send_signal(number)
         printed, _ = process.communicate(timeout=SECONDS)
     finally:
@@ -111,6 +114,8 @@ def test_signals_end_a_stage_where_it_can_go_on(number):
     _, attempts = toy(stages(a={"add": 2000, "die_at": 1999}), code=-signal.SIGKILL)
     assert attempts[0].startswith("a from ")
     assert attempts != ["a from 0"]
+    toy(stages(a={"add": 2000}))
+    assert read_record(Path("runs/toy/stages/a")).seconds > seconds, "the stopped attempt's, too"
 
 
 def test_one_process_at_a_time_in_a_folder_of_its_own(tmp_path):
