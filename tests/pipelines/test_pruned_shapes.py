@@ -141,3 +141,47 @@ def test_a_cut_model_is_lowered(match, tmp_path):
     torch.testing.assert_close(
         loaded(**inputs()).logits, model(**inputs()).logits, rtol=1e-4, atol=1e-4
     )
+
+
+def test_a_model_trained_after_it_was_cut_is_lowered(tmp_path):
+    """Training, unlike rounding, puts the matrices that lost all rows or columns on grids, too."""
+    import dqrm.compress.lower.hf as hf
+    from dqrm.compress.grids.record import weight_record
+    from dqrm.compress.lower.folder import write_lowered
+    from dqrm.compress.lower.modules import Int8Linear
+    from dqrm.compress.transforms.build import build_compression
+    from dqrm.compress.transforms.config import ActivationGrid, QuantTransform, WeightGrid
+
+    model = whole("Bert")
+    cut(model)
+    record_shapes(model)
+    grids = QuantTransform(
+        kind="quant",
+        match=".*encoder.*(query|key|value|dense)",
+        weight=WeightGrid(bits=4),
+        act=ActivationGrid(),
+    )
+    compression = build_compression([grids])
+    compression.attach(model, 1)
+    compression.freeze()
+    empty = [
+        name
+        for name, module in model.named_modules()
+        if weight_record(module) is not None and not module.weight.numel()
+    ]
+    layer = "bert.encoder.layer"
+    assert empty == [
+        f"{layer}.1.attention.output.dense",
+        f"{layer}.2.intermediate.dense",
+        f"{layer}.2.output.dense",
+    ]
+    write_lowered(model, tmp_path)
+    wanted = model(**inputs()).logits
+    for target, off in (("fp32", 1e-5), ("int8", 5e-3), ("bf16", 5e-2)):
+        loaded = hf.load_lowered(tmp_path, target)
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(**inputs()).logits.float(), wanted, rtol=0, atol=off)
+        integers = [n for n, m in loaded.named_modules() if isinstance(m, Int8Linear)]
+        # All six, the feed-forward matrices alone, and those of attention alone.
+        assert len(integers) == (6 + 2 + 4 if target == "int8" else 0)
+        assert not {*integers} & {*empty}

@@ -23,11 +23,14 @@ def build_linear(
         record: of the weight.
         bias: float32 [N], or None.
         target: int8 multiplies integers where inputs have 8 bits and each output one scale of
-            weights of up to 8 bits; what is left is FP32, on the same grids. fp32 has all so. bf16
-            leaves inputs off their grid, and makes an FP32 layer that is yet to be converted.
+            weights of up to 8 bits; what is left is FP32, on the same grids, and so is a weight
+            without values. fp32 has all so. bf16 leaves inputs off their grid, and makes an FP32
+            layer that is yet to be converted.
     """
     scale = _row_scale(record, codes)
-    integers = record.activation_bits == 8 and no_integers_because(codes, record) is None
+    # A layer that lost all heads or neurons has nothing to multiply, which engines do not take.
+    integers = record.activation_bits == 8 and codes.numel() > 0
+    integers = integers and no_integers_because(codes, record) is None
     if target == "int8" and integers and scale is not None:
         return Int8Linear(codes.to(torch.int8), scale, bias)
     outputs, inputs = codes.shape
