@@ -151,7 +151,7 @@ def _adapted(stage: Stage, task: Task, settings: StudySettings) -> dict[str, Any
 
 def _shorten(tree: dict[str, Any], fields: Any, most: int) -> None:
     """Have a stage take ``most`` steps at most, and its transforms that much less time."""
-    if "steps" in fields:
+    if "steps" in fields and tree.get("solver") == "lkd":
         tree["steps"] = min(most, tree.get("steps", fields["steps"].default))
     if "max_steps" not in fields:
         return

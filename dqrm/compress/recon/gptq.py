@@ -96,11 +96,12 @@ def _inverse_factor(hessian: Tensor) -> Tensor:
     """The upper Cholesky factor of the inverse, float64 as it came."""
     try:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
-        return torch.linalg.cholesky(inverse, upper=True)
-    except torch.linalg.LinAlgError as error:
+        factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise ValueError(
             "GPTQ cannot invert the products of the inputs: raise damping, or look at more samples"
         ) from error
+    return factor
 
 
 def output_error(weight: Tensor, rounded: Tensor, gram: Tensor) -> float:
