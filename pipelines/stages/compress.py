@@ -24,6 +24,7 @@ from dqrm.pipelines.references import (
 )
 from dqrm.pipelines.stage import Problem, Stage, StageContext
 from dqrm.pipelines.stages.allocation import read_allocation
+from dqrm.pipelines.stages.prune import PruneStage
 from dqrm.pipelines.stages.text_model import model_problems
 from dqrm.pipelines.stages.text_training import TextTrainingStage
 from dqrm.settings import Settings
@@ -31,6 +32,9 @@ from dqrm.settings import Settings
 if TYPE_CHECKING:
     from dqrm.pipelines.text.finetune import Recipe, Training
     from dqrm.pipelines.text.tables import Labels
+
+
+_WITHOUT_ATTENTION = "attentions are compared head by head: set distill.attention to 0"
 
 
 class Distill(Settings):
@@ -47,7 +51,7 @@ class Distill(Settings):
 
     attention: NonNegativeFloat = 1.0
     """Weight of the squared differences of attention probabilities, summed over layers. Above 0 it
-    costs time: fused attention does not tell them."""
+    costs time, as fused attention does not tell them, and both models have the same heads."""
 
     labels: NonNegativeFloat = 0.0
     """Weight of the loss of the labels themselves."""
@@ -62,6 +66,13 @@ class Distill(Settings):
     map: Literal["auto", "uniform"] | tuple[NonNegativeInt, ...] = "auto"
     """Teacher layer of each layer, from 0. auto: the one it was kept from, else uniform: evenly
     spread, the last on the last."""
+
+    @model_validator(mode="after")
+    def _compares_logits(self) -> Self:
+        for field in ("temperature", "average"):
+            if field in self.model_fields_set and not self.logits:
+                raise ValueError(f"{field} has no effect with logits=0; leave it out")
+        return self
 
     @property
     def layerwise(self) -> bool:
@@ -118,6 +129,11 @@ class CompressStage(TextTrainingStage):
         found = super().problems(earlier)
         if self.teacher is not None:
             found += model_problems("distill.teacher", self.teacher)
+        if self.distill is not None and self.distill.attention:
+            pruned = [_pruned_by(name, earlier) for name in (self.model, self.distill.teacher)]
+            if pruned[0] != pruned[1]:
+                text = f"stage {pruned[0] or pruned[1]} may take heads out of one of the two models"
+                found.append(Problem("distill.attention", f"{text}; {_WITHOUT_ATTENTION}"))
         model = None if found else skeleton_of(self.model, earlier)
         if model is None:
             return found
@@ -131,9 +147,13 @@ class CompressStage(TextTrainingStage):
                 text = "has layers of an encoder and a decoder; set distill.hidden and attention 0"
                 return [Problem("distill", f"{self.model} {text}")]
             try:
-                self._map(self.distill, kept, depth, teacher.config.num_hidden_layers)
+                layers = self._map(self.distill, kept, depth, teacher.config.num_hidden_layers)
             except ValueError as error:
                 found.append(Problem("distill.map", str(error)))
+            else:
+                reason = _heads_differ(model, teacher, layers) if self.distill.attention else None
+                if reason is not None:
+                    found.append(Problem("distill.attention", reason))
             try:
                 check_length(teacher, self.max_length)
             except ValueError as error:
@@ -187,7 +207,11 @@ class CompressStage(TextTrainingStage):
         if distill is None:
             objective = TaskLoss(regression=regression, bf16=recipe.bf16)
         else:
+            layers = self._map(distill, kept, depth, teacher.config.num_hidden_layers)
             if distill.attention:
+                reason = _heads_differ(model, teacher, layers)
+                if reason is not None:
+                    raise ValueError(reason)
                 use_plain_attention(model)
                 use_plain_attention(teacher)
             objective = Distillation(
@@ -199,7 +223,7 @@ class CompressStage(TextTrainingStage):
                     temperature=distill.temperature,
                     average=distill.average,
                 ),
-                self._map(distill, kept, depth, teacher.config.num_hidden_layers),
+                layers,
                 label_weight=distill.labels,
                 regression=regression,
                 bf16=recipe.bf16,
@@ -290,3 +314,48 @@ class CompressStage(TextTrainingStage):
         if distill.map == "auto" and depth == teacher_depth:
             return kept
         return uniform_map(len(kept), teacher_depth)
+
+
+def _pruned_by(reference: str, earlier: Mapping[str, Stage]) -> str | None:
+    """The stage that a model has the widths of its layers from; None: from outside the pipeline."""
+    key = named_stage(reference)
+    for name in reversed(list(earlier)):
+        if name != key:
+            continue
+        if isinstance(earlier[name], PruneStage):
+            return name
+        key = named_stage(getattr(earlier[name], "model", ""))
+    return None
+
+
+def _heads_differ(model: Any, teacher: Any, layers: tuple[int, ...]) -> str | None:
+    """Why attentions cannot be held against each other, if they cannot.
+
+    Args:
+        model: of transformers, with or without values.
+        teacher: likewise.
+        layers: teacher layer of each layer of the model.
+    """
+    ours, theirs = _heads(model), _heads(teacher)
+    for whose, heads in (("the model", ours), ("the teacher", theirs)):
+        # Such a layer has no place among those that tell their attention: others would take it.
+        if 0 in heads:
+            return f"layer {heads.index(0)} of {whose} has no heads; {_WITHOUT_ATTENTION}"
+    for layer, (count, its) in enumerate(zip(ours, layers, strict=True)):
+        if count != theirs[its]:
+            return (
+                f"layer {layer} has {count} heads, and layer {its} of the teacher has "
+                f"{theirs[its]}; {_WITHOUT_ATTENTION}"
+            )
+    return None
+
+
+def _heads(model: Any) -> list[int]:
+    """Heads of each layer."""
+    from dqrm.compress.lower.shapes import layer_units
+
+    try:
+        return [units.num_heads for units in layer_units(model)]
+    except ValueError:
+        # Built otherwise, so nothing can have cut it. Some models have no attention at all.
+        return [getattr(model.config, "num_attention_heads", 0)] * model.config.num_hidden_layers

@@ -6,9 +6,9 @@ each step. A killed stage begins anew; it takes minutes.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
 from dqrm.pipelines.references import origin_folder, skeleton_of
 from dqrm.pipelines.stage import MODEL_FOLDER, Problem, Stage, StageContext
@@ -48,6 +48,12 @@ class PruneStage(CalibratedStage):
 
     held_out: PositiveInt = 512
     """Further training rows, which decide what is kept of the fit."""
+
+    @model_validator(mode="after")
+    def _damps_a_fit(self) -> Self:
+        if "damping" in self.model_fields_set and not self.tune:
+            raise ValueError("damping has no effect with tune=false; leave it out")
+        return self
 
     def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
         """What a stage with calibration finds, too few rows, and a model it cannot cut."""

@@ -1,6 +1,7 @@
 """Distillation losses against their formulas, padding, and maps of layers."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -125,6 +126,22 @@ def test_the_teacher_gets_no_gradient_and_shapes_must_agree():
         hidden_mse(torch.zeros(3, 5, 7), torch.zeros(3, 5, 8), torch.ones(3, 5))
     with pytest.raises(ValueError, match="attentions of the student"):
         attention_mse(torch.zeros(1, 2, 5, 5), torch.zeros(1, 4, 5, 5), torch.ones(1, 5))
+
+
+def test_layers_that_tell_no_attention_are_not_passed_over():
+    student, teacher = outputs(2, 1), outputs(3, 2)
+    attention = DistillWeights(logits=0.0, attention=1.0)
+    for short, of in ((student, "1 of 2 layers of the student"), (teacher, "2 of 3 layers of the")):
+        missing = replace(short, attentions=short.attentions[1:])
+        ours, theirs = (missing, teacher) if short is student else (student, missing)
+        # The last of the teacher's layers is not asked for.
+        with pytest.raises(ValueError, match=f"{of} .*set attention: 0"):
+            distill_loss(ours, theirs, attention, (0, 1))
+    unseen = replace(teacher, hidden=(), attentions=teacher.attentions[1:])
+    with pytest.raises(ValueError, match="2 of 3 layers of the teacher"):
+        distill_loss(student, unseen, attention, (0, 2))
+    whole = replace(teacher, hidden=())
+    assert float(distill_loss(student, whole, attention, (0, 2))) > 0
 
 
 @given(st.integers(1, 30), st.integers(1, 30))

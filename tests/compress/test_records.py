@@ -146,6 +146,34 @@ def test_settings_become_transforms_in_order():
         ({"kind": "quant", "act": {"bits": 4}}, "8"),
         ({"kind": "quant", "weight": {"bits": 0}}, "greater than or equal to 1"),
         ({"kind": "quant", "weight": {"group": 8, "groups": 2}}, "set one of them"),
+        (
+            {"kind": "quant", "weight": {"per": "tensor", "group": 8}},
+            "per has no effect with group;",
+        ),
+        (
+            {"kind": "quant", "weight": {"per": "row", "groups": 2}},
+            "per has no effect with groups;",
+        ),
+        (
+            {"kind": "quant", "weight": {"bits": 2, "range": "full"}},
+            "range has no effect on a ternary grid",
+        ),
+        (
+            {"kind": "quant", "weight": {"bits": 2, "rounding": "stochastic"}},
+            "rounding has no effect on a ternary grid",
+        ),
+        (
+            {"kind": "quant", "weight": {"bits": 1, "grid": "binary", "range": "full"}},
+            "range has no effect on a binary grid",
+        ),
+        (
+            {
+                "kind": "quant",
+                "weight": {"bits": 1, "rounding": "stochastic"},
+                "schedule": {"start": 2, "period": 1},
+            },
+            "rounding has no effect on a binary grid",
+        ),
         ({"kind": "quant", "weight": {"bits": 4, "grid": "ternary"}}, "cannot have 4 bits"),
         ({"kind": "quant", "weight": {"bits": 1, "grid": "symmetric"}}, "2 bits or more"),
         ({"kind": "quant", "act": {}, "schedule": {"start": 8, "period": 1}}, "set weight"),
@@ -181,3 +209,25 @@ def test_settings_become_transforms_in_order():
 def test_settings_that_contradict_are_refused(settings, message):
     with pytest.raises(ValidationError, match=message):
         parsed(match="a", **settings)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        {"bits": 3},
+        {"bits": 2, "grid": "symmetric"},
+        {"bits": 2, "grid": "asymmetric"},
+        {"bits": 2, "schedule": 3},
+        {"bits": 1, "schedule": 8},
+    ],
+    ids=str,
+)
+def test_grids_with_steps_have_a_range_and_a_rounding(weight):
+    weight = {**weight, "range": "full", "rounding": "stochastic"}
+    start = weight.pop("schedule", None)
+    schedule = {} if start is None else {"schedule": {"start": start, "period": 1}}
+    config = parsed(kind="quant", match="a", weight=weight, **schedule)
+    # As other processes and files are given it.
+    assert parsed(**config.model_dump(mode="json", exclude_unset=True)) == config
+    (made,) = build_compression([config]).transforms
+    assert (made.full_range, made.rounding) == (True, "stochastic")

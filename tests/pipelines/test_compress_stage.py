@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from killing import kill_once_written
 from safetensors.torch import load_file
 
@@ -253,3 +254,71 @@ def test_faults_of_rows_are_no_faults_of_transforms(dqrm, tiny_bert):
     assert done.exit_code == 2
     message = "rows.yaml:4: stages.compress.data: rows.tsv: row 251 has no label"
     assert message in done.stderr
+
+
+PRUNED = """\
+threads: 1
+tracking: {{enabled: false}}
+data: {{train: {text}/train.tsv, dev: {text}/dev.tsv.gz}}
+stages:
+  - {{stage: finetune, model: {model}, max_steps: 2, precision: fp32}}
+  - {{stage: prune, model: 'stage:finetune', budget: {{macs: 0.2}}, round_to: 4, samples: 64,
+     held_out: 32}}
+  - {{stage: finetune, name: again, model: 'stage:prune', max_steps: 2, precision: fp32}}
+  - stage: compress
+    model: stage:again
+    max_steps: 1
+    precision: fp32
+    distill: {{teacher: 'stage:finetune', attention: 0}}
+"""
+
+
+def test_attentions_of_pruned_models_are_not_compared(dqrm, tiny_bert, sentence_files):
+    file = Path("pruned.yaml")
+    file.write_text(PRUNED.format(model=tiny_bert, text=sentence_files))
+    assert dqrm("pipeline", "validate", file).exit_code == 0
+    attention = "stages.compress.distill.attention=1"
+    for model, teacher in (("again", "finetune"), ("finetune", "again"), ("prune", "finetune")):
+        models = f"stages.compress.model=stage:{model}", f"distill.teacher=stage:{teacher}"
+        done = dqrm("pipeline", "validate", file, attention, models[0],
+                    f"stages.compress.{models[1]}")  # fmt: skip
+        assert done.exit_code == 2
+        assert "pruned.yaml:13: stages.compress.distill.attention: stage prune may" in done.stderr
+        assert "set distill.attention to 0" in done.stderr
+    # Both have lost the same heads, but a layer that has none left tells no attention.
+    same = "stages.compress.distill.teacher=stage:prune"
+    valid = dqrm("pipeline", "validate", file, attention, same)
+    assert valid.exit_code == 0, valid.stderr
+    done = dqrm("pipeline", "run", file, attention, same)
+    assert done.exit_code == 2
+    assert "stage compress: layer 1 of the model has no heads" in done.stderr
+    assert "set distill.attention to 0" in done.stderr
+    done = dqrm("pipeline", "run", file)
+    assert done.exit_code == 0, done.stderr
+
+
+def test_heads_of_models_from_outside_are_compared(dqrm, tiny_bert, sentence_files):
+    config = transformers.AutoConfig.from_pretrained(tiny_bert, num_attention_heads=4)
+    transformers.BertForSequenceClassification(config).save_pretrained("four")
+    transformers.AutoTokenizer.from_pretrained(tiny_bert).save_pretrained("four")
+    Path("heads.yaml").write_text(
+        f"stages:\n  - stage: compress\n    model: {tiny_bert}\n"
+        f"    data: {{train: {sentence_files}/train.tsv}}\n    distill: {{teacher: four}}\n"
+    )
+    done = dqrm("pipeline", "validate", "heads.yaml")
+    assert done.exit_code == 2
+    text = "layer 0 has 2 heads, and layer 0 of the teacher has 4; attentions are compared"
+    assert f"heads.yaml:5: stages.compress.distill.attention: {text}" in done.stderr
+    without = dqrm("pipeline", "validate", "heads.yaml", "stages.compress.distill.attention=0")
+    assert without.exit_code == 0, without.stderr
+
+
+def test_settings_of_logits_that_are_not_compared_are_told(finished, dqrm):
+    file, _ = finished
+    for setting in ("temperature=9", "average=elements"):
+        override = f"stages.compress.distill.{setting}"
+        assert dqrm("pipeline", "validate", file, override).exit_code == 0
+        done = dqrm("pipeline", "validate", file, override, "stages.compress.distill.logits=0")
+        assert done.exit_code == 2
+        field = setting.partition("=")[0]
+        assert f"{field} has no effect with logits=0; leave it out" in done.stderr

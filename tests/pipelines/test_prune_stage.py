@@ -238,6 +238,11 @@ def test_what_cannot_be_pruned_is_told(tiny_bert, sentence_files, dqrm):
                 "stages.finetune.max_steps=1")  # fmt: skip
     assert many.exit_code == 2
     assert "stages.prune.held_out: held_out=400: there are 320 training rows" in many.stderr
+    untuned = ("pipeline", "validate", "tiny.yaml", "stages.prune.tune=false")
+    assert dqrm(*untuned).exit_code == 0
+    damped = dqrm(*untuned, "stages.prune.damping=3")
+    assert damped.exit_code == 2
+    assert "damping has no effect with tune=false; leave it out" in damped.stderr
     config = transformers.DistilBertConfig(
         vocab_size=40, dim=32, hidden_dim=64, n_layers=1, n_heads=2
     )

@@ -79,6 +79,8 @@ def distill_loss(
             part = hidden_mse(student.hidden[ours], teacher.hidden[theirs], student.mask)
             total = total + weights.hidden * part
     if weights.attention:
+        _require_attentions(student, "student", len(layers))
+        _require_attentions(teacher, "teacher", max(layers, default=-1) + 1)
         for k, layer in enumerate(layers):
             part = attention_mse(student.attentions[k], teacher.attentions[layer], student.mask)
             total = total + weights.attention * part
@@ -136,6 +138,21 @@ def attention_mse(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     pairs = (real[:, :, None] * real[:, None, :])[:, None]
     squares = (student.float() - teacher.detach().float()).square() * pairs
     return squares.sum() / (pairs.sum() * student.shape[1])
+
+
+def _require_attentions(outputs: Outputs, whose: str, layers: int) -> None:
+    """Refuse a model of ``layers`` layers or more that tells the attention of fewer.
+
+    Those behind a layer without heads would move up by one, and the wrong ones be compared.
+    """
+    # Hidden states, where they are told, count the layers.
+    layers = max(layers, len(outputs.hidden) - 1)
+    found = len(outputs.attentions)
+    if found < layers:
+        raise ValueError(
+            f"{found} of {layers} layers of the {whose} tell their attention, as those without "
+            "heads have none: set attention: 0"
+        )
 
 
 def _same_shape(student: Tensor, teacher: Tensor, what: str) -> None:

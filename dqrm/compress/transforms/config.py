@@ -52,6 +52,9 @@ class WeightGrid(Settings):
     def _fits(self) -> "WeightGrid":
         if self.group is not None and self.groups is not None:
             raise ValueError("group cuts a row and groups a matrix; set one of them")
+        for field in ("group", "groups"):
+            if "per" in self.model_fields_set and getattr(self, field) is not None:
+                raise ValueError(f"per has no effect with {field}; leave it out")
         if {"ternary": 2, "binary": 1}.get(self.grid or "", self.bits) != self.bits:
             raise ValueError(f"a {self.grid} grid cannot have {self.bits} bits")
         if self.grid in ("symmetric", "asymmetric") and self.bits == 1:
@@ -157,6 +160,21 @@ class QuantTransform(Settings):
             )
         if self.weight.grid in ("ternary", "binary"):
             raise ValueError(f"a {self.weight.grid} grid has no bits to lower; leave grid out")
+        return self
+
+    @model_validator(mode="after")
+    def _grids_have_steps(self) -> "QuantTransform":
+        weight, schedule = self.weight, self.schedule
+        if weight is None or weight.grid in ("symmetric", "asymmetric"):
+            return self
+        # Bits that go down are on a symmetric grid as long as there are more than two.
+        most = weight.bits if schedule is None else schedule.start
+        if most > 2:
+            return self
+        grid = weight.grid or ("ternary" if weight.bits == 2 else "binary")
+        for field in ("range", "rounding"):
+            if field in weight.model_fields_set:
+                raise ValueError(f"{field} has no effect on a {grid} grid; leave it out")
         return self
 
     def bits(self) -> "MoqBits | None":
