@@ -21,7 +21,7 @@ class StageRecord:
     digest: str
     """Of its settings, of what it read from outside, and of the outputs of earlier stages."""
     output_digest: str
-    """Of the files it made and of its metrics."""
+    """Of the files it made, and of its metrics that are no times."""
     sizes: dict[str, int]
     """Bytes of each of those files."""
     metrics: dict[str, float]

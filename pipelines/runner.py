@@ -3,7 +3,7 @@
 A stage is complete when its folder holds a record whose digest is that of its settings, of what it
 reads from outside, and of what the stages it takes as inputs made. So a killed pipeline goes on
 where it was, a changed setting has its stage run again, and the stages behind it run again when
-that came to other files or metrics, times among them.
+that came to another result: to other files, or other metrics that are no times.
 """
 
 import logging
@@ -30,6 +30,9 @@ from dqrm.tracking.tracker import recorded_run, start_tracker
 from dqrm.training.stop import stop_on_signals
 
 log = logging.getLogger(__name__)
+
+_TIMES = ("perf/", "latency/")
+"""Of metrics that differ from one run of a stage to the next, and decide no other's result."""
 
 Progress = Callable[[str, int, int, str], None]
 
@@ -194,6 +197,8 @@ class _Step:
                 "sources": stage.sources(),
                 "inputs": {name: r.record.output_digest for name, r in self.inputs.items()},
             }
+            if stage.shows_times:
+                content["times"] = {n: _times(r.record.metrics) for n, r in self.inputs.items()}
             self._own_digest = json_digest(content)
             kept = folder.references(key, self._own_digest)
             self.references = stage.references(tracking) if kept is None else kept
@@ -303,18 +308,24 @@ class _Step:
             sync(path)
         names = {str(path.relative_to(output)): path for path in files}
         digests = {name: file_digest(path) for name, path in names.items()}
+        times = _times(metrics)
+        timeless = {key: value for key, value in metrics.items() if key not in times}
         write_record(
             output,
             StageRecord(
                 stage=self.stage.stage,
                 digest=self.digest,
-                output_digest=json_digest([digests, metrics]),
+                output_digest=json_digest([digests, timeless]),
                 sizes={name: path.stat().st_size for name, path in names.items()},
                 metrics=metrics,
                 seconds=seconds,
                 run_id=run_id,
             ),
         )
+
+
+def _times(metrics: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if key.startswith(_TIMES)}
 
 
 def _inputs(key: str, stage: Stage, stages: dict[str, Stage]) -> tuple[str, ...]:

@@ -100,6 +100,9 @@ class Stage(Settings):
     makes: ClassVar[Product] = "nothing"
     """What its output is to other stages."""
 
+    shows_times: ClassVar[bool] = False
+    """Whether it runs again when an earlier stage took another time for the same result."""
+
     stage: str
     """Which kind of stage this is."""
 

@@ -8,7 +8,7 @@ it without embeddings, pooler and head. Latency is that of ``stage: lower``.
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from dqrm.pipelines.digests import folder_files
 from dqrm.pipelines.stage import MODEL_FOLDER, Stage, StageContext
@@ -21,6 +21,8 @@ _LATENCY = re.compile(r"latency/(.+)/lowered_ms")
 
 class ReportStage(Stage):
     """Compare what the earlier stages made."""
+
+    shows_times: ClassVar[bool] = True
 
     stage: Literal["report"] = "report"
     """Compare the models of the earlier stages: metrics, parameters, bytes on disk."""

@@ -92,6 +92,15 @@ def test_what_changes_runs_again_and_what_it_does_not_reach_stays():
     assert result["ran"] == ["a"], "a file that is gone is made again"
 
 
+def test_a_stage_that_shows_times_runs_when_they_change():
+    given = {"b": {"file": "data.txt"}, "c": {"tells_times": True}}
+    Path("data.txt").write_text("one")
+    toy(stages(**given))
+    assert toy(stages(**given))[0]["ran"] == []
+    Path("data.txt").write_text("two")
+    assert toy(stages(**given))[0]["ran"] == ["b", "c"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_a_stage_where_it_can_go_on(number):
     slow = stages(a={"add": 2000, "slow": True})

@@ -28,8 +28,13 @@ class AddStage(Stage):
     die_at: int | None = None
     """Be killed after so many additions, once."""
     slow: bool = False
+    tells_times: bool = False
     log: Path
     """Outside the pipeline: one line an attempt."""
+
+    @property
+    def shows_times(self):
+        return self.tells_times
 
     def identity(self):
         return {"add": self.add}
@@ -64,7 +69,7 @@ class AddStage(Stage):
                 time.sleep(0.05)
         (context.output / "half").unlink()
         (context.output / "total").write_text(str(total + self.add))
-        return {"total": float(total + self.add)}
+        return {"total": float(total + self.add), "perf/ended": time.time()}
 
 
 class ToyConfig(PipelineConfig):
