@@ -343,6 +343,9 @@ def _message(fault: ErrorDetails) -> str:
         plain = _PLAIN_MESSAGES[kind]
         below = isinstance(fault["input"], dict) and "section" not in plain and kind != "missing"
         return f"{plain.partition(';')[0]}, not a section" if below else plain
+    if kind == "too_short":
+        least = fault["ctx"]["min_length"]
+        return f"must have {least} item{'s' if least > 1 else ''} or more"
     if kind == "literal_error":
         return f"must be {fault['ctx']['expected']}"
     text = fault["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")

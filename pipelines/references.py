@@ -111,6 +111,28 @@ def skeleton_of(reference: str, earlier: Mapping[str, Stage]) -> Any:
     return load_skeleton(folder)
 
 
+def names_of(reference: str, earlier: Mapping[str, Stage]) -> Any:
+    """A transformer without values that has the module names of the one ``reference`` names.
+
+    Pruning decides on widths only when it runs, and names stay; so this is the model before. None
+    where there is no model, or it is not known.
+
+    Args:
+        reference: a folder, ``package:NAME`` or ``stage:NAME``.
+        earlier: the stages before the one that says so, by name.
+
+    Raises:
+        OSError: there is no such folder or package.
+        ValueError: the folder holds no model that transformers knows.
+    """
+    known = skeleton_of(reference, earlier)
+    key = named_stage(reference)
+    if known is not None or key is None or key not in earlier:
+        return known
+    before = getattr(earlier[key], "model", None)
+    return None if before is None else names_of(before, _before(key, earlier))
+
+
 def compression_of(
     reference: str, earlier: Mapping[str, Stage]
 ) -> "tuple[TransformConfig, ...] | None":

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, NonNegativeInt, field_validator, model_validator
 
 from dqrm.compress.transforms.config import NMTransform, Patterns, QuantTransform, patterns
-from dqrm.pipelines.references import skeleton_of
+from dqrm.pipelines.references import names_of, skeleton_of
 from dqrm.pipelines.stage import Problem, Product, Stage, StageContext
 from dqrm.pipelines.stages.allocation import with_match, write_allocation
 from dqrm.pipelines.stages.calibrated import CalibratedStage
@@ -71,7 +71,7 @@ class AllocateStage(CalibratedStage):
     def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
         """What a stage with calibration finds, and patterns that name no module."""
         found = super().problems(earlier)
-        model = None if found else skeleton_of(self.model, earlier)
+        model = None if found else names_of(self.model, earlier)
         if model is not None:
             try:
                 self._modules(model)

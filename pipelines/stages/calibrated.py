@@ -8,7 +8,7 @@ from pydantic import PositiveInt
 
 from dqrm.pipelines.references import compression_of, model_folder, outside_model
 from dqrm.pipelines.stage import Interrupted, Problem, Stage, StageContext
-from dqrm.pipelines.stages.text_model import TextModelStage
+from dqrm.pipelines.stages.text_model import TextModelStage, head_problems
 
 if TYPE_CHECKING:
     from dqrm.pipelines.text.labelled import LabelledText
@@ -32,7 +32,7 @@ class CalibratedStage(TextModelStage):
 
     def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
         """What every stage with a text model finds, and a model that is compressed already."""
-        found = super().problems(earlier)
+        found = super().problems(earlier) or head_problems("model", self.model)
         if found:
             return found
         from dqrm.compress.grids.records_file import read_records

@@ -22,7 +22,7 @@ from dqrm.pipelines.references import (
 )
 from dqrm.pipelines.stage import MODEL_FOLDER, Interrupted, Problem, Product, Stage, StageContext
 from dqrm.pipelines.stages.text_data import TextData
-from dqrm.pipelines.stages.text_model import length_problems, model_problems
+from dqrm.pipelines.stages.text_model import head_problems, length_problems, model_problems
 
 if TYPE_CHECKING:
     from dqrm.compress.lower.build import Target
@@ -95,7 +95,7 @@ class LowerStage(Stage):
         if reason is not None:
             found = [Problem("stage", reason)]
         else:
-            found = model_problems("model", self.model)
+            found = model_problems("model", self.model) or head_problems("model", self.model)
             if self.compare is not None:
                 found += model_problems("compare", self.compare, takes_text=False)
         found += self.data.problems()
@@ -189,13 +189,15 @@ class LowerStage(Stage):
         if self.target != "auto":
             return self.target
         targets: list[Target] = ["int8"] if compressed else ["fp32"]
-        if bf16_is_fast():
-            targets.append("bf16")
+        if not bf16_is_fast():
+            return targets[0]
+        targets.append("bf16")
         models = {str(target): load_lowered(folder, target) for target in targets}
         vocabulary = next(iter(models.values())).config.vocab_size
         measured = []
-        for bucket in self.buckets:
+        for number, bucket in enumerate(self.buckets):
             _end_if_asked(context)
+            context.progress("choosing", number, len(self.buckets), "buckets")
             measured.append(latencies(models, vocabulary, bucket, 1, self.seconds))
         return next(target for target in targets if target == fastest(measured))
 

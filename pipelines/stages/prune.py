@@ -51,7 +51,7 @@ class PruneStage(CalibratedStage):
 
     @model_validator(mode="after")
     def _damps_a_fit(self) -> Self:
-        if "damping" in self.model_fields_set and not self.tune:
+        if self.differs("damping") and not self.tune:
             raise ValueError("damping has no effect with tune=false; leave it out")
         return self
 

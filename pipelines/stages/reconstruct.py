@@ -16,6 +16,7 @@ from dqrm.pipelines.references import compression_of, named_stage, skeleton_of, 
 from dqrm.pipelines.stage import MODEL_FOLDER, Problem, Stage, StageContext
 from dqrm.pipelines.stages.allocation import read_allocation
 from dqrm.pipelines.stages.calibrated import CalibratedStage
+from dqrm.pipelines.stages.text_model import name_problems
 
 if TYPE_CHECKING:
     from dqrm.compress.recon.layerwise import GptqRecipe
@@ -72,7 +73,7 @@ class ReconstructStage(CalibratedStage):
         if self.allocation is not None and named_stage(self.allocation) is None:
             raise ValueError(f"allocation={self.allocation}: must be stage:NAME")
         for field, solvers in _SOLVERS_OF.items():
-            if field in self.model_fields_set and self.solver not in solvers:
+            if self.differs(field) and self.solver not in solvers:
                 raise ValueError(
                     f"{field} is for solver={' or '.join(solvers)} and has no effect with "
                     f"{self.solver}; leave it out"
@@ -90,19 +91,22 @@ class ReconstructStage(CalibratedStage):
         from dqrm.pipelines.text.reconstruction import resolve_targets
 
         found = super().problems(earlier)
-        model = None if found else skeleton_of(self.model, earlier)
-        if model is not None:
-            try:
-                targets = resolve_targets(model, self.transforms)
-                if self.solver == "gptq":
-                    check_gptq_targets(targets)
-            except ValueError as error:
-                found.append(Problem("transforms", str(error)))
-            try:
-                if self.solver != "none":
-                    encoder_path(model)
-            except ValueError as error:
-                found.append(Problem("solver", f"{error}; solver=none needs none"))
+        if found:
+            return found
+        model = skeleton_of(self.model, earlier)
+        if model is None:
+            return name_problems(self.model, earlier, self.transforms)
+        try:
+            targets = resolve_targets(model, self.transforms)
+            if self.solver == "gptq":
+                check_gptq_targets(targets)
+        except ValueError as error:
+            found.append(Problem("transforms", str(error)))
+        try:
+            if self.solver != "none":
+                encoder_path(model)
+        except ValueError as error:
+            found.append(Problem("solver", f"{error}; solver=none needs none"))
         return found
 
     def skeleton(self, earlier: Mapping[str, Stage]) -> Any:

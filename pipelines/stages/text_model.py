@@ -1,12 +1,15 @@
 """What all stages that take a text model and its rows share."""
 
-from collections.abc import Mapping
-from typing import ClassVar, Literal
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from pydantic import PositiveInt
 
+from dqrm.compress.transforms.config import QuantTransform, TransformConfig, patterns
 from dqrm.pipelines.digests import folder_digest
-from dqrm.pipelines.references import outside_model, skeleton_of, stages_named
+from dqrm.pipelines.references import names_of, outside_model, skeleton_of, stages_named
 from dqrm.pipelines.stage import Problem, Product, Stage
 from dqrm.pipelines.stages.text_data import TextData
 
@@ -83,8 +86,61 @@ def model_problems(field: str, reference: str, *, takes_text: bool = True) -> li
         folder = outside_model(reference)
         if folder is not None:
             load_skeleton(folder)
+            packed = _configuration(folder).get("quantization_config")
+            if packed is not None:
+                method = packed.get("quant_method")
+                text = f"{folder}: its weights are packed ({method}); name the model from before"
+                return [Problem(field, text)]
             if takes_text:
                 load_tokenizer(folder)
     except (OSError, ValueError) as error:
         return [Problem(field, str(error))]
     return []
+
+
+def head_problems(field: str, reference: str) -> list[Problem]:
+    """Where a model from outside was never fine-tuned, that it tells no classes.
+
+    Args:
+        field: that names the model, for the problem.
+        reference: a folder, package:NAME or stage:NAME, without other problems.
+    """
+    folder = outside_model(reference)
+    if folder is None:
+        return []
+    kind = next(iter(_configuration(folder).get("architectures") or ["its model"]))
+    if kind.endswith("ForSequenceClassification"):
+        return []
+    return [Problem(field, f"{folder}: {kind} has no head; fine-tune it first")]
+
+
+def name_problems(
+    reference: str, earlier: Mapping[str, Stage], transforms: Sequence[TransformConfig]
+) -> list[Problem]:
+    """Patterns of transforms that match nothing in a model, or in the one it was cut from.
+
+    Args:
+        reference: a folder, package:NAME or stage:NAME, without problems of its own.
+        earlier: the stages before the one that says so, by name.
+        transforms: whose ``match`` is looked at.
+    """
+    from torch import nn
+
+    from dqrm.compress.transforms.base import matching_modules
+
+    model = names_of(reference, earlier)
+    if model is None:
+        return []
+    for transform in transforms:
+        weights = isinstance(transform, QuantTransform) and transform.act is None
+        kinds = (nn.Linear, nn.Embedding) if weights else (nn.Linear,)
+        try:
+            matching_modules(model, patterns(transform.match), kinds)
+        except ValueError as error:
+            return [Problem("transforms", str(error))]
+    return []
+
+
+def _configuration(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return found

@@ -112,6 +112,28 @@ def test_packs_reads_back_and_measures(file):
     assert torch.get_num_threads() == threads
 
 
+def test_a_packed_model_is_no_model_to_begin_with(file, dqrm, tiny_bert):
+    path = file()
+    run_pipeline(load_pipeline(path))
+    packed = "runs/tiny/stages/lower/model"
+    for field in ("finetune.model", "lower.model", "lower.compare"):
+        done = dqrm("pipeline", "validate", path, "name=other", f"stages.{field}={packed}")
+        assert done.exit_code == 2
+        told = f"stages.{field}: {packed}: its weights are packed (dqrm); name the model from"
+        assert told in done.stderr, done.stderr
+    done = dqrm("pipeline", "validate", path, f"stages.lower.model={tiny_bert}")
+    assert done.exit_code == 2
+    assert "BertModel has no head; fine-tune it first" in done.stderr
+
+
+def test_one_candidate_is_not_timed(file, monkeypatch):
+    monkeypatch.setattr("dqrm.pipelines.text.classifier.bf16_is_fast", lambda: False)
+    told = []
+    run_pipeline(load_pipeline(file("auto")), progress=lambda *args: told.append(args[0]))
+    assert "lower: timing" in told
+    assert "lower: choosing" not in told
+
+
 def test_targets_and_signals(file, monkeypatch):
     from dqrm.pipelines.text import latency
 
@@ -198,7 +220,11 @@ def test_faults(file, dqrm):
     for override, message in (
         ("stages.lower.model=absent", "stages.lower.model: absent: no such folder"),
         ("stages.lower.compare=stage:prune", "no earlier stage is called so"),
-        ("stages.lower.buckets=[]", "stages.lower.buckets"),
+        ("stages.lower.buckets=[]", "stages.lower.buckets=[]: must have 1 item or more"),
+        (
+            "stages.compress.transforms=[{kind: quant, match: [], weight: {bits: 8}}]",
+            "stages.compress.transforms.0.match=[]: must be text; put it in quotes",
+        ),
     ):
         done = dqrm("pipeline", "validate", path, override)
         assert done.exit_code == 2, override

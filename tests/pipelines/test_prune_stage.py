@@ -229,10 +229,9 @@ def test_the_stage_from_end_to_end(tiny_bert, sentence_files, recorded_runs, dqr
 
 def test_what_cannot_be_pruned_is_told(tiny_bert, sentence_files, dqrm):
     Path("tiny.yaml").write_text(PIPELINE.format(model=tiny_bert, text=sentence_files))
-    raw = dqrm("pipeline", "run", "tiny.yaml", f"stages.prune.model={tiny_bert}", "--no-track",
-               "stages.finetune.max_steps=1")  # fmt: skip
+    raw = dqrm("pipeline", "validate", "tiny.yaml", f"stages.prune.model={tiny_bert}")
     assert raw.exit_code == 2
-    assert "stage prune:" in raw.stderr
+    assert "stages.prune.model: " in raw.stderr
     assert "BertModel has no head; fine-tune it first" in raw.stderr
     many = dqrm("pipeline", "run", "tiny.yaml", "stages.prune.held_out=400", "--no-track",
                 "stages.finetune.max_steps=1")  # fmt: skip
@@ -243,9 +242,22 @@ def test_what_cannot_be_pruned_is_told(tiny_bert, sentence_files, dqrm):
     damped = dqrm(*untuned, "stages.prune.damping=3")
     assert damped.exit_code == 2
     assert "damping has no effect with tune=false; leave it out" in damped.stderr
+    for stage, message in (
+        ("{stage: reconstruct, model: stage:prune, data: *data, transforms: "
+         "[{kind: quant, match: '.*qurey', weight: {bits: 8}}]}",
+         "stages.reconstruct.transforms: match=.*qurey: no Linear or Embedding has this name"),
+        ("{stage: allocate, model: stage:prune, data: *data, match: nothing, ratio: 4, options: "
+         "[[{kind: quant, weight: {bits: 8}}], [{kind: quant, weight: {bits: 4}}]]}",
+         "stages.allocate.match: match=nothing: no Linear has this name"),
+    ):  # fmt: skip
+        Path("behind.yaml").write_text(Path("tiny.yaml").read_text() + f"  - {stage}\n")
+        behind = dqrm("pipeline", "validate", "behind.yaml")
+        assert behind.exit_code == 2
+        assert message in behind.stderr, behind.stderr
     config = transformers.DistilBertConfig(
         vocab_size=40, dim=32, hidden_dim=64, n_layers=1, n_heads=2
     )
+    config.architectures = ["DistilBertForSequenceClassification"]
     config.save_pretrained("distilled")
     transformers.AutoTokenizer.from_pretrained(tiny_bert).save_pretrained("distilled")
     other = dqrm("pipeline", "validate", "tiny.yaml", "stages.prune.model=distilled")

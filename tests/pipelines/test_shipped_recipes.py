@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dqrm.pipelines.config import find_pipeline, shipped_recipes
+from dqrm.configuration import to_yaml
+from dqrm.pipelines.config import find_pipeline, load_pipeline, shipped_recipes
 
 COMPRESSION = {
     "sst2-moq": ("moq", "qat"),
@@ -33,6 +34,15 @@ def test_all_are_found_and_open_with_their_command(dqrm):
     absent = dqrm("pipeline", "run", "absent")
     assert absent.exit_code == 2
     assert "shipped are: census, daily, sst2" in absent.stderr
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_the_record_of_a_pipeline_is_one(name):
+    shipped = load_pipeline(find_pipeline(name))
+    Path("pipeline.yaml").write_text(to_yaml(shipped))
+    again = load_pipeline(Path("pipeline.yaml"))
+    identities = [[stage.identity() for stage in config.stages] for config in (shipped, again)]
+    assert identities[0] == identities[1]
 
 
 def test_census(dqrm):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dqrm.compress.schedules import MoqBits
     from dqrm.compress.transforms.base import Transform
 
-Patterns = str | tuple[str, ...]
+Patterns = str | Annotated[tuple[str, ...], Field(min_length=1)]
 
 
 class WeightGrid(Settings):
@@ -53,7 +53,7 @@ class WeightGrid(Settings):
         if self.group is not None and self.groups is not None:
             raise ValueError("group cuts a row and groups a matrix; set one of them")
         for field in ("group", "groups"):
-            if "per" in self.model_fields_set and getattr(self, field) is not None:
+            if self.differs("per") and getattr(self, field) is not None:
                 raise ValueError(f"per has no effect with {field}; leave it out")
         if {"ternary": 2, "binary": 1}.get(self.grid or "", self.bits) != self.bits:
             raise ValueError(f"a {self.grid} grid cannot have {self.bits} bits")
@@ -173,7 +173,7 @@ class QuantTransform(Settings):
             return self
         grid = weight.grid or ("ternary" if weight.bits == 2 else "binary")
         for field in ("range", "rounding"):
-            if field in weight.model_fields_set:
+            if weight.differs(field):
                 raise ValueError(f"{field} has no effect on a {grid} grid; leave it out")
         return self
 
@@ -267,8 +267,9 @@ class NMTransform(Settings):
             "admm": ("polish", "rho", "coupling", "ramp", "updates", "joint"),
         }
         all_ways = {field for fields in of.values() for field in fields}
-        for field in sorted(all_ways & self.model_fields_set - set(of[self.via])):
-            raise ValueError(f"{field} has no effect with via={self.via}; leave it out")
+        for field in sorted(all_ways - set(of[self.via])):
+            if self.differs(field):
+                raise ValueError(f"{field} has no effect with via={self.via}; leave it out")
         return self
 
     def transforms(self) -> "list[Transform]":
