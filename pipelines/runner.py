@@ -27,6 +27,7 @@ from dqrm.pipelines.stage import Interrupted, Stage, StageContext
 from dqrm.tracking.base import NullTracker, Status, Tracker
 from dqrm.tracking.config import TrackingConfig
 from dqrm.tracking.tracker import recorded_run, start_tracker
+from dqrm.training.step import TrainingError
 from dqrm.training.stop import stop_on_signals
 
 log = logging.getLogger(__name__)
@@ -288,7 +289,7 @@ class _Step:
             status = "KILLED"
             self.folder.keep_seconds(self.key, self.digest, time.monotonic() - began)
             raise
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TrainingError) as error:
             raise _located(error, self.key) from error
         finally:
             tracker.finish(status)
@@ -342,8 +343,10 @@ def _check_start(start: str | None, stages: dict[str, Stage]) -> None:
         raise ValueError(f"there is no stage {start}; there are: {', '.join(stages)}")
 
 
-def _located(error: OSError | ValueError, key: str) -> OSError | ValueError:
+def _located(error: OSError | ValueError | TrainingError, key: str) -> Exception:
     """The same error, its message beginning with the stage."""
+    if isinstance(error, TrainingError):
+        return TrainingError(f"stage {key}: {error}")
     if isinstance(error, ValueError):
         return ValueError(f"stage {key}: {error}")
     if error.errno is None:

@@ -84,9 +84,11 @@ def profile(
     from dqrm.profiling.tree import profile as profile_model
 
     if model.startswith("package:") or (Path(model) / "config.json").is_file():
+        _refuse_given("data", f"--data is for recommenders; {model} is a transformer")
         module, forward = _transformer(model, batch_size, length)
         shape = f"{batch_size} x {length} tokens"
     else:
+        _refuse_given("length", f"--length is for transformers; {model} is none")
         module, forward = _recommender(Path(model), data, batch_size)
         shape = f"up to {batch_size} rows"
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -97,12 +99,21 @@ def profile(
         click.echo(profile_text(result, shape, depth, detailed))
 
 
+def _refuse_given(option: str, reason: str) -> None:
+    """Refuse an option that has no effect here where it was given."""
+    source = click.get_current_context().get_parameter_source(option)
+    if source is click.core.ParameterSource.COMMANDLINE:
+        raise click.UsageError(reason)
+
+
 def _recommender(
     path: Path, data: str | None, batch_size: int
 ) -> "tuple[nn.Module, Callable[[], object]]":
     """A saved recommender and a forward of it on rows of its data set."""
     if not path.exists():
         raise click.UsageError(f"{path}: no such run, checkpoint, artifact or model")
+    if (path / "model" / "config.json").is_file():
+        raise click.UsageError(f"{path}: holds no model itself; name {path / 'model'}")
     from dqrm.data.dataset import PreparedDataset
     from dqrm.training.saved import load_saved, training_data
 

@@ -92,6 +92,13 @@ def test_what_changes_runs_again_and_what_it_does_not_reach_stays():
     assert result["ran"] == ["a"], "a file that is gone is made again"
 
 
+def test_training_that_diverges_names_its_stage():
+    given = {"stages": stages(b={"diverges": True})}
+    done = subprocess.run(command(given), capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 1
+    assert done.stderr.endswith("stage b: the loss is nan at step 2; lower the lr\n")
+
+
 def test_a_stage_that_shows_times_runs_when_they_change():
     given = {"b": {"file": "data.txt"}, "c": {"tells_times": True}}
     Path("data.txt").write_text("one")

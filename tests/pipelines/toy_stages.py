@@ -16,6 +16,7 @@ from dqrm.pipelines.digests import file_digest
 from dqrm.pipelines.folders import PipelineFolder
 from dqrm.pipelines.runner import run_pipeline
 from dqrm.pipelines.stage import Interrupted, Stage, StageContext
+from dqrm.training.step import TrainingError
 
 
 class AddStage(Stage):
@@ -28,6 +29,7 @@ class AddStage(Stage):
     die_at: int | None = None
     """Be killed after so many additions, once."""
     slow: bool = False
+    diverges: bool = False
     tells_times: bool = False
     log: Path
     """Outside the pipeline: one line an attempt."""
@@ -57,6 +59,8 @@ class AddStage(Stage):
             log.write(f"{self.key} from {done}\n")
         assert not list(context.output.iterdir()), "it starts empty"
         (context.output / "half").write_text("written before a kill")
+        if self.diverges:
+            raise TrainingError("the loss is nan at step 2; lower the lr")
         while done < self.add:
             if self.die_at == done:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -102,6 +106,9 @@ if __name__ == "__main__":
             "stages": given["stages"],
         }
     )
-    result = run_pipeline(config, start=given.get("start"))
+    try:
+        result = run_pipeline(config, start=given.get("start"))
+    except TrainingError as error:
+        sys.exit(str(error))
     ran = [done.key for done in result.stages if done.ran]
     print(json.dumps({"ran": ran, "interrupted": result.interrupted}))

@@ -271,7 +271,16 @@ def test_a_recommender_in_training_form_and_packed(clicks_data, tmp_path, activa
     assert tree["bytes"] < result.fp32_bytes, "the packed form is kept packed"
 
 
-def test_an_absent_model():
-    done = CliRunner().invoke(cli, ["profile", "absent"])
-    assert done.exit_code == 2
-    assert "absent: no such run" in done.stderr
+def test_what_cannot_be_profiled(tmp_path):
+    (tmp_path / "stage" / "model").mkdir(parents=True)
+    (tmp_path / "stage" / "model" / "config.json").write_text("{}")
+    stage = tmp_path / "stage"
+    for arguments, message in (
+        (["absent"], "absent: no such run"),
+        ([stage], f"{stage}: holds no model itself; name {stage / 'model'}"),
+        ([stage, "--length", "7"], "--length is for transformers"),
+        ([stage / "model", "--data", "clicks"], "--data is for recommenders"),
+    ):
+        done = CliRunner().invoke(cli, ["profile", *map(str, arguments)])
+        assert done.exit_code == 2
+        assert message in done.stderr
