@@ -61,7 +61,7 @@ def import_(source: Path, model: str, train: str, dev: str | None) -> None:
 
 
 def _check(source: Path, stage: dict[str, Any]) -> None:
-    """Refuse what would make no stage, a negative learning rate for example."""
+    """Refuse what would make no stage: its rules may be stricter than those of DeepSpeed."""
     from pydantic import ValidationError
 
     from dqrm.configuration import ConfigError, first_fault

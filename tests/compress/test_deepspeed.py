@@ -2,6 +2,8 @@
 
 import copy
 import json
+import math
+import re
 
 import pytest
 import torch
@@ -160,7 +162,119 @@ def test_auto_of_the_trainer_leaves_defaults():
     found = convert(tree)
     assert found.training == {"batch_size": 16, "weight_decay": 0.01}, "that of one process"
     auto = {w.partition(":")[0] for w in found.warnings if "our default counts" in w}
-    assert auto == {"train_batch_size", "gradient_clipping", "optimizer.params.lr"}
+    assert auto == {"gradient_clipping", "optimizer.params.lr"}
+    assert "train_batch_size: auto leaves it to Hugging Face's Trainer" in found.warnings
+    del tree["train_micro_batch_size_per_gpu"]
+    found = convert(tree)
+    assert "batch_size" not in found.training
+    (warning,) = (w for w in found.warnings if w.startswith("train_batch_size"))
+    assert "our default counts" in warning
+
+
+@pytest.mark.parametrize(
+    ("keys", "size", "warnings"),
+    [
+        (
+            {"train_micro_batch_size_per_gpu": 8, "gradient_accumulation_steps": 4},
+            32,
+            [
+                "train_micro_batch_size_per_gpu: batch_size=32 (8 * 4) is that of one process; "
+                "multiply it by how many there were"
+            ],
+        ),
+        (
+            {"train_micro_batch_size_per_gpu": 8, "gradient_accumulation_steps": "auto"},
+            8,
+            [
+                "train_micro_batch_size_per_gpu: batch_size=8 (8 * 1) is that of one process; "
+                "multiply it by how many there were",
+                "gradient_accumulation_steps: auto leaves it to Hugging Face's Trainer",
+            ],
+        ),
+        (
+            {
+                "train_batch_size": 64,
+                "train_micro_batch_size_per_gpu": 8,
+                "gradient_accumulation_steps": 4,
+            },
+            64,
+            ["gradient_accumulation_steps: no effect"],
+        ),
+        ({"gradient_accumulation_steps": 4}, None, ["gradient_accumulation_steps: no effect"]),
+    ],
+)
+def test_the_batch_is_what_a_step_sees(keys, size, warnings):
+    sections = {"compression_training": XTC["compression_training"]}
+    found = convert({**sections, **keys})
+    assert found.training.get("batch_size") == size
+    assert found.warnings[: len(warnings)] == warnings
+    assert found.warnings[len(warnings) :] == convert(sections).warnings
+
+
+@pytest.mark.parametrize("zero", [0, 0.0])
+def test_clipping_that_is_off_stays_off(zero):
+    assert convert(changed(XTC, "gradient_clipping", zero)).training["max_grad_norm"] == math.inf
+
+
+@pytest.mark.parametrize(("start", "told"), [(4, True), (3, False)])
+def test_a_period_of_zero_is_told_where_it_differs(start, told):
+    params = {"start_bits": start, "target_bits": 1, "quantization_period": 0}
+    found = convert(changed(XTC, f"{WEIGHTS}/different_groups/wq1/params", params))
+    assert found.transforms[0].schedule == BitSchedule(start=start, period=1)
+    place = "compression_training.weight_quantization.different_groups.wq1.params"
+    warning = (
+        f"{place}.quantization_period: 0 takes a bit off at every step there; here in the steps "
+        "1, 2, 4, ..."
+    )
+    assert (warning in found.warnings) == told
+
+
+def test_start_bits_without_effect_may_be_any():
+    params = {"start_bits": 32, "target_bits": 8, "quantization_period": 1}
+    tree = changed(XTC, f"{WEIGHTS}/different_groups/wq1/params", params)
+    tree = changed(tree, f"{WEIGHTS}/shared_parameters/quantize_weight_in_forward", True)
+    assert convert(tree).transforms[0].schedule is None
+
+
+@pytest.mark.parametrize(
+    ("modules", "name", "found"),
+    [
+        ("(?i)SELF|pooler", "bert.self.query", True),
+        ("(?i)SELF|pooler", "bert.output.dense", False),
+        ("self$", "bert.self", True),
+        ("self$", "bert.self.query", False),
+        ("*", "any.thing", True),
+    ],
+)
+def test_patterns_find_what_deepspeed_searched_for(modules, name, found):
+    tree = changed(XTC, f"{WEIGHTS}/different_groups/wq1/modules", modules)
+    (pattern,) = convert(tree).transforms[0].match
+    assert (re.fullmatch(pattern, name) is not None) == found
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (
+            "compression_training/layer_reduction",
+            {"enabled": False, "keep_number_layer": 0, "teacher_layer": []},
+        ),
+        (
+            SPARSE,
+            {
+                "shared_parameters": {"enabled": False, "schedule_offset": -1},
+                "different_groups": {"sp1": {"params": {"dense_ratio": 0}, "modules": []}},
+            },
+        ),
+        (
+            f"{WEIGHTS}/shared_parameters/fp16_mixed_quantize",
+            {"enabled": False, "quantize_change_ratio": -1},
+        ),
+    ],
+)
+def test_values_of_what_is_off_are_not_refused(path, value):
+    tree = changed(XTC, path, value)
+    assert convert(tree).transforms == convert(XTC).transforms
 
 
 def test_bits_that_go_down_have_a_schedule():
@@ -222,7 +336,7 @@ def test_two_bits_are_refused_where_deepspeed_refused_them(start, key, value, on
     params = {"start_bits": start, "target_bits": 2, "quantization_period": 1}
     tree = changed(XTC, f"{WEIGHTS}/different_groups/wq1/params", params)
     tree = changed(tree, f"{WEIGHTS}/shared_parameters/{key}", value)
-    message = rf"weight_quantization\.{key}={value}: must be {only} with target_bits=2"
+    message = rf"shared_parameters\.{key}={value}: must be {only} with target_bits=2"
     with pytest.raises(ValueError, match=message):
         convert(tree)
     in_forward = changed(tree, f"{WEIGHTS}/shared_parameters/quantize_weight_in_forward", True)
@@ -270,11 +384,11 @@ def test_weights_quantized_in_the_forward_are_neither_mixed_nor_rounded_at_rando
     assert transform.schedule == BitSchedule(start=bits, period=1, offset=5)
     assert transform.weight.rounding == "nearest"
     why = "no effect with quantize_weight_in_forward, as in DeepSpeed"
+    shared = "compression_training.weight_quantization.shared_parameters"
     told = [w for w in found.warnings if "weight_quantization" in w]
     assert told == [
-        f"compression_training.weight_quantization.fp16_mixed_quantize: {why}: "
-        "weights are never part FP32",
-        f"compression_training.weight_quantization.rounding: {why}: nearest",
+        f"{shared}.fp16_mixed_quantize: {why}: weights are never part FP32",
+        f"{shared}.rounding: {why}: nearest",
     ]
     tree = changed(tree, f"{WEIGHTS}/shared_parameters/enabled", False)
     assert not any("weight_quantization" in warning for warning in convert(tree).warnings)
@@ -311,7 +425,11 @@ def test_sparse_weights_become_a_pattern(method, ratio, keep, group, via):
             {"start_bits": 4},
             r"wq1\.params\.target_bits: is missing",
         ),
-        (f"{WEIGHTS}/different_groups/wq1/params/target_bits", 40, "less than or equal to 16"),
+        (
+            f"{WEIGHTS}/different_groups/wq1/params/target_bits",
+            40,
+            r"bits=40: must be from 1 to 16",
+        ),
         ("compression_training/layer_reduction/keep_number_layer", 4, "teacher_layer has 5"),
         ("compression_training", {}, "no compression is enabled"),
         ("compression_training", 7, "compression_training=7: must be an object"),
@@ -371,6 +489,118 @@ def test_what_cannot_be_read_is_refused(path, value, message, tmp_path):
     assert str(file) in str(error.value)
 
 
+GROUP = f"{WEIGHTS}/different_groups/wq1"
+SHARED = f"{WEIGHTS}/shared_parameters"
+LAYERS = "compression_training/layer_reduction"
+RISING = "must name layers from 0 on, each above the one before"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("gradient_clipping", -1, "-1: must be 0 or more"),
+        ("gradient_clipping", "big", '"big": must be a number'),
+        ("gradient_clipping", math.inf, "Infinity: must be a number"),
+        ("train_batch_size", 0, "0: must be 1 or more"),
+        ("gradient_accumulation_steps", -4, "-4: must be 1 or more"),
+        ("gradient_accumulation_steps", 1.5, "1.5: must be a whole number"),
+        (
+            "train_batch_size",
+            40,
+            "40: must be a multiple of train_micro_batch_size_per_gpu=16",
+        ),
+        ("optimizer/params/lr", True, "true: must be a number"),
+        ("optimizer/params/lr", "2e-5", '"2e-5": must be a number'),
+        ("optimizer/params/lr", math.nan, "NaN: must be a number"),
+        pytest.param(
+            "optimizer/params/lr", 10**400, f"{10**400}: must be a number", id="beyond floats"
+        ),
+        ("optimizer/params/lr", 0, "0: must be greater than 0"),
+        ("optimizer/params/weight_decay", -0.1, "-0.1: must be 0 or more"),
+        (f"{LAYERS}/teacher_layer", [], f"[]: {RISING}"),
+        (f"{LAYERS}/teacher_layer", [-1, 2, 4, 6, 8], f"[-1, 2, 4, 6, 8]: {RISING}"),
+        (f"{LAYERS}/teacher_layer", [2, 2, 4, 6, 8], f"[2, 2, 4, 6, 8]: {RISING}"),
+        (f"{GROUP}/params/quantization_period", -5, "-5: must be 0 or more"),
+        (f"{GROUP}/params/start_bits", 32, "32: must be from 1 to 16"),
+        (f"{GROUP}/params/target_bits", 0, "0: must be from 1 to 16"),
+        (f"{GROUP}/modules", [], "[]: must name a module"),
+        (f"{SHARED}/quantize_groups", 0, "0: must be 1 or more"),
+        (f"{SHARED}/schedule_offset", -1, "-1: must be 0 or more"),
+        (f"{SHARED}/rounding", "up", "up: must be nearest or stochastic"),
+        (f"{SHARED}/rounding", 1, "1: must be nearest or stochastic"),
+        (f"{SHARED}/quantization_type", "skew", "skew: must be symmetric or asymmetric"),
+    ],
+)
+def test_values_without_sense_are_refused_by_their_paths(path, value, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the message is compared as a whole
+        convert(changed(XTC, path, value))
+    assert str(error.value) == f"{path.replace('/', '.')}={message}"
+
+
+def test_bits_that_go_up_are_refused_by_their_paths():
+    params = {"start_bits": 4, "target_bits": 8}
+    with pytest.raises(ValueError, match=r"^compression_training\..*\.wq1\.params\.start_bits=4: "):
+        convert(changed(XTC, f"{GROUP}/params", params))
+
+
+def test_the_ratio_of_mixed_weights_is_a_share():
+    mixed = {"enabled": True, "quantize_change_ratio": -1}
+    with pytest.raises(ValueError, match=r"mixed_quantize\.quantize_change_ratio=-1: must be "):
+        convert(changed(XTC, f"{SHARED}/fp16_mixed_quantize", mixed))
+
+
+def test_as_many_layers_as_there_must_be():
+    with pytest.raises(ValueError, match=r"layer_reduction\.keep_number_layer=0: must be 1 or "):
+        convert(changed(XTC, LAYERS, {"enabled": True, "keep_number_layer": 0}))
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("attention.(self", "missing ), unterminated subpattern at position 10"),
+        ("self)|(query", "unbalanced parenthesis at position 4"),
+        ("self{99999999999999999999}", "the repetition number is too large"),
+    ],
+)
+@pytest.mark.parametrize("section", [WEIGHTS, ACTIVATIONS])
+def test_patterns_that_are_none_are_refused(section, text, reason):
+    name = "wq1" if section == WEIGHTS else "aq1"
+    path = f"{section}/different_groups/{name}/modules"
+    with pytest.raises(ValueError, match="no regular expression") as error:
+        convert(changed(XTC, path, ["output", text]))
+    place = path.replace("/", ".")
+    assert str(error.value) == f'{place}="{text}": no regular expression: {reason}'
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"quantize_bits": {"start_bits": 4}}, "quantize_bits.start_bits=4: must be target_bits=8"),
+        ({"quantize_bits": {"target_bits": 20}}, "quantize_bits.target_bits=20: must be from 1"),
+        (
+            {"quantize_schedule": {"quantize_period": -1}},
+            "quantize_schedule.quantize_period=-1: must be 0 or more",
+        ),
+        (
+            {"quantize_schedule": {"schedule_offset": -1}},
+            "quantize_schedule.schedule_offset=-1: must be 0 or more",
+        ),
+        ({"quantize_groups": 0}, "quantize_groups=0: must be 1 or more"),
+        ({"quantize_type": "skew"}, "quantize_type=skew: must be symmetric or asymmetric"),
+        ({"quantize_algo": {"q_type": "skew"}}, "quantize_algo.q_type=skew: must be symmetric or"),
+        ({"quantize_algo": {"rounding": "up"}}, "quantize_algo.rounding=up: must be nearest or"),
+        (
+            {"fp16_mixed_quantize": {"enabled": True, "quantize_change_ratio": 2}},
+            "fp16_mixed_quantize.quantize_change_ratio=2: must be from 0 to 1",
+        ),
+    ],
+)
+def test_values_of_moq_without_sense_are_refused_by_their_paths(section, message):
+    tree = {"quantize_training": MOQ["quantize_training"] | section}
+    with pytest.raises(ValueError, match=rf"^quantize_training\.{re.escape(message)}"):
+        convert(tree)
+
+
 def test_asymmetric_grids_are_taken_over():
     tree = changed(XTC, f"{WEIGHTS}/shared_parameters/quantization_type", "asymmetric")
     tree = changed(tree, f"{ACTIVATIONS}/shared_parameters/quantization_type", "asymmetric")
@@ -388,7 +618,12 @@ def test_asymmetric_grids_are_taken_over():
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "Expecting"), ("[]", "object"), ('{"fp16": {}, "fp16": {}}', "fp16 is there twice")],
+    [
+        ("{", "Expecting"),
+        ("[]", "object"),
+        ('{"fp16": {}, "fp16": {}}', "fp16 is there twice"),
+        ("[" * 100_000, "recursion"),
+    ],
 )
 def test_what_is_no_json_object_is_refused(text, message, tmp_path):
     file = tmp_path / "ds.json"

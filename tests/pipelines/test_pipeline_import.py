@@ -1,6 +1,7 @@
 """``dqrm pipeline import`` writes a pipeline that can be read."""
 
 import json
+import math
 from pathlib import Path
 
 from dqrm.compress.transforms.config import QuantTransform, WeightGrid
@@ -54,5 +55,22 @@ def test_values_that_make_no_stage_are_refused(dqrm):
     Path("ds.json").write_text(json.dumps({**FILE, "optimizer": optimizer}))
     done = dqrm("pipeline", "import", "ds.json")
     assert done.exit_code == 2
-    assert "ds.json: lr: must be greater than 0" in done.stderr
+    assert "ds.json: optimizer.params.lr=-1: must be greater than 0" in done.stderr
     assert not done.stdout
+
+
+def test_training_without_clipping_runs(dqrm, tiny_bert, sentence_files):
+    reduction = {"layer_reduction": {"enabled": True, "keep_number_layer": 1}}
+    tree = {"gradient_clipping": 0, "train_batch_size": 16, "compression_training": reduction}
+    tree["optimizer"] = {"params": {"lr": 1e-3}}
+    Path("ds.json").write_text(json.dumps(tree))
+    tables = ["--train", f"{sentence_files}/train.tsv", "--dev", f"{sentence_files}/dev.tsv.gz"]
+    done = dqrm("pipeline", "import", "ds.json", "--model", str(tiny_bert), *tables)
+    Path("made.yaml").write_text(done.stdout)
+    (stage,) = load_pipeline(Path("made.yaml")).stages
+    assert stage.max_grad_norm == math.inf
+    settings = ["stages.0.max_steps=2", "tracking.enabled=false", "threads=1"]
+    assert dqrm("pipeline", "run", "made.yaml", *settings).exit_code == 0
+    again = dqrm("pipeline", "run", "made.yaml", *settings)
+    assert again.exit_code == 0
+    assert "complete before" in again.stdout

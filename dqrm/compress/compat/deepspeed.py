@@ -7,14 +7,21 @@ than its name says, is told in ``warnings``.
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
-from dqrm.compress.compat.deepspeed_types import AUTO_KEYS, check_types
+from dqrm.compress.compat.deepspeed_types import (
+    BATCH_KEYS,
+    check_bits,
+    check_choice,
+    check_few_bits,
+    check_positive,
+    check_range,
+    check_types,
+)
 from dqrm.compress.transforms.config import (
     ActivationGrid,
     BitSchedule,
@@ -22,13 +29,15 @@ from dqrm.compress.transforms.config import (
     QuantTransform,
     TransformConfig,
 )
-from dqrm.configuration import first_fault
-
-Made = TypeVar("Made", bound=BaseModel)
 
 _LARGEST_GROUP = 16
 _WEIGHT = "compression_training.weight_quantization"
-_AUTO = "auto leaves it to Hugging Face's Trainer; our default counts"
+_WEIGHT_SHARED = f"{_WEIGHT}.shared_parameters"
+_GRIDS = ("symmetric", "asymmetric")
+_ROUNDINGS = ("nearest", "stochastic")
+_FLAGS = re.compile(r"\(\?[aiLmsux]+\)")
+_LEFT = "auto leaves it to Hugging Face's Trainer"
+_AUTO = f"{_LEFT}; our default counts"
 _IN_FORWARD = "no effect with quantize_weight_in_forward, as in DeepSpeed"
 _TOPK = "topk learns scores for weights, which no transform does; sr_ste is the nearest"
 
@@ -57,7 +66,7 @@ def load(path: Path) -> Imported:
     """
     try:
         tree = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_duplicates)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from error
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: a JSON object was expected")
@@ -115,17 +124,14 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _training(found: Imported, rest: dict[str, Any]) -> None:
-    for key in AUTO_KEYS:
-        if rest.get(key) == "auto":
-            del rest[key]
-            found.warn(key, _AUTO)
-    batch = rest.pop("train_batch_size", None)
-    micro = rest.pop("train_micro_batch_size_per_gpu", batch)
-    if batch is not None or micro is not None:
-        found.training["batch_size"] = batch if batch is not None else micro
+    _batch(found, rest)
     clip = rest.pop("gradient_clipping", None)
-    if clip:
-        found.training["max_grad_norm"] = clip
+    if clip == "auto":
+        found.warn("gradient_clipping", _AUTO)
+    elif clip is not None:
+        check_range(clip, "gradient_clipping", 0)
+        # 0 turns it off there; no gradient is longer than infinity.
+        found.training["max_grad_norm"] = clip or math.inf
     half, bf16 = rest.pop("fp16", {}), rest.pop("bf16", {})
     if half.get("enabled") is True:
         found.warn("fp16", "CPUs compute in bf16 where they can, which needs no loss scale")
@@ -136,12 +142,45 @@ def _training(found: Imported, rest: dict[str, Any]) -> None:
         params = dict(optimizer.get("params", {}))
         if str(optimizer.get("type", "AdamW")).lower() not in ("adam", "adamw"):
             found.warn("optimizer.type", "AdamW in its place")
-        for name in ("lr", "weight_decay"):
-            if isinstance(params.get(name), (int, float)):
-                found.training[name] = params.pop(name)
         for name, value in params.items():
-            text = _AUTO if value == "auto" and name in ("lr", "weight_decay") else "no effect"
-            found.warn(f"optimizer.params.{name}", text)
+            key = f"optimizer.params.{name}"
+            if name not in ("lr", "weight_decay"):
+                found.warn(key, "no effect")
+            elif value == "auto":
+                found.warn(key, _AUTO)
+            else:
+                if name == "lr":
+                    check_positive(value, key)
+                else:
+                    check_range(value, key, 0)
+                found.training[name] = value
+
+
+def _batch(found: Imported, rest: dict[str, Any]) -> None:
+    whole_key, micro_key, times_key = BATCH_KEYS
+    given = {key: rest.pop(key) for key in BATCH_KEYS if key in rest}
+    known = {key: value for key, value in given.items() if value != "auto"}
+    for key, value in known.items():
+        check_range(value, key, 1)
+    whole, micro, times = (known.get(key) for key in BATCH_KEYS)
+    own = (micro or 1) * (times or 1)
+    if whole is not None:
+        if whole % own:
+            parts = [f"{key}={known[key]}" for key in (micro_key, times_key) if key in known]
+            raise ValueError(f"{whole_key}={whole}: must be a multiple of {' * '.join(parts)}")
+        found.training["batch_size"] = whole
+    elif micro is not None:
+        found.training["batch_size"] = own
+        found.warn(
+            micro_key,
+            f"batch_size={own} ({micro} * {times or 1}) is that of one process; multiply it by "
+            "how many there were",
+        )
+    for key, value in given.items():
+        if value == "auto":
+            found.warn(key, _LEFT if "batch_size" in found.training else _AUTO)
+    if times is not None and (whole is not None or micro is None):
+        found.warn(times_key, "no effect")
 
 
 def _layers(found: Imported, section: dict[str, Any]) -> None:
@@ -151,10 +190,19 @@ def _layers(found: Imported, section: dict[str, Any]) -> None:
     kept, count = section.get("teacher_layer"), section.get("keep_number_layer")
     if kept is None and count is None:
         raise ValueError(f"{where}: neither teacher_layer nor keep_number_layer is there")
+    if kept is not None and (not kept or kept[0] < 0 or sorted(set(kept)) != kept):
+        raise ValueError(
+            f"{where}.teacher_layer={json.dumps(kept)}: must name layers from 0 on, each above the "
+            "one before"
+        )
+    if count is not None:
+        check_range(count, f"{where}.keep_number_layer", 1)
     if kept is not None and count is not None and len(kept) != count:
         raise ValueError(f"{where}: keep_number_layer={count}, teacher_layer has {len(kept)}")
     found.layers = count if kept is None else tuple(kept)
-    for key in section.keys() - {"enabled", "teacher_layer", "keep_number_layer"}:
+    for key in section:
+        if key in ("enabled", "teacher_layer", "keep_number_layer"):
+            continue
         if key in ("module_name_prefix", "other_module_name"):
             found.warn(f"{where}.{key}", "no effect: layers are found, all else is kept")
         else:
@@ -163,32 +211,33 @@ def _layers(found: Imported, section: dict[str, Any]) -> None:
 
 def _sparse(found: Imported, section: dict[str, Any]) -> None:
     where = "compression_training.sparse_pruning"
+    common = f"{where}.shared_parameters"
     asked = section.get("shared_parameters", {})
     method = asked.get("method", "l1")
     # Before the groups, as DeepSpeed's third method, snip_momentum, comes without any.
     if asked.get("enabled") and method not in ("l1", "topk"):
-        raise ValueError(f"{where}.method={method}: only l1 and topk have a counterpart")
+        raise ValueError(f"{common}.method={method}: only l1 and topk have a counterpart")
     shared, groups = _sections(found, where, section)
     if not groups:
         return
     shared.pop("method", None)
     offset = shared.pop("schedule_offset", 1000)
     if method == "topk":
-        found.warn(f"{where}.method", _TOPK)
+        found.warn(f"{common}.method", _TOPK)
     elif offset:
-        found.warn(f"{where}.schedule_offset", "no effect: masks are there from the first step on")
-    _unknown(found, where, shared)
-    for name, (params, match) in groups.items():
-        ratio = _taken(params, "dense_ratio", f"{where}.{name}.params")
-        keep, group = _pattern(ratio, f"{where}.{name}.dense_ratio")
-        found.warn(f"{where}.{name}", f"weights are taken out as {keep}:{group}, not anywhere")
+        found.warn(f"{common}.schedule_offset", "no effect: masks are there from the first step on")
+    _unknown(found, common, shared)
+    for place, (params, match) in groups.items():
+        ratio = _taken(params, "dense_ratio", f"{place}.params")
+        keep, group = _pattern(ratio, f"{place}.params.dense_ratio")
+        found.warn(place, f"weights are taken out as {keep}:{group}, not anywhere")
         via = {"l1": "one_shot", "topk": "sr_ste"}[method]
         found.transforms.append(
             NMTransform.model_validate(
                 {"kind": "nm", "match": match, "keep": keep, "group": group, "via": via}
             )
         )
-        _unknown(found, f"{where}.{name}.params", params)
+        _unknown(found, f"{place}.params", params)
 
 
 def _pattern(ratio: float, where: str) -> tuple[int, int]:
@@ -207,17 +256,21 @@ def _weights(found: Imported, section: dict[str, Any]) -> None:
     if in_forward:
         _without_moq(found, shared)
     offset = shared.pop("schedule_offset", 0)
-    mix = _mix(shared)
-    grid = _grid(found, _WEIGHT, shared)
-    _unknown(found, _WEIGHT, shared)
-    for name, (params, match) in groups.items():
-        where = f"{_WEIGHT}.{name}.params"
+    check_range(offset, f"{_WEIGHT_SHARED}.schedule_offset", 0)
+    mix = _mix(_WEIGHT_SHARED, shared)
+    keys = f"{_WEIGHT_SHARED}.quantization_type", f"{_WEIGHT_SHARED}.rounding"
+    grid = _grid(found, _WEIGHT_SHARED, shared, *keys)
+    _unknown(found, _WEIGHT_SHARED, shared)
+    for place, (params, match) in groups.items():
+        where = f"{place}.params"
         start, target = _taken(params, "start_bits", where), _taken(params, "target_bits", where)
         period = params.pop("quantization_period", 1)
         if in_forward and start != target:
             found.warn(f"{where}.start_bits", f"{_IN_FORWARD}: target_bits at once")
             start = target
-        _check_few_bits(target, grid, f"{_WEIGHT}.quantization_type", f"{_WEIGHT}.rounding")
+        check_bits(start, target, where)
+        check_few_bits(target, grid, *keys)
+        _check_period(found, period, f"{where}.quantization_period", start - target)
         schedule = _schedule(start, target, period, offset, mix)
         found.transforms.append(_quant(match, target, grid, schedule))
         _unknown(found, where, params)
@@ -226,10 +279,12 @@ def _weights(found: Imported, section: dict[str, Any]) -> None:
 def _without_moq(found: Imported, shared: dict[str, Any]) -> None:
     """Take out what DeepSpeed's optimizer does to weights, and their forward does not."""
     if shared.pop("fp16_mixed_quantize", {}).get("enabled"):
-        found.warn(f"{_WEIGHT}.fp16_mixed_quantize", f"{_IN_FORWARD}: weights are never part FP32")
+        found.warn(
+            f"{_WEIGHT_SHARED}.fp16_mixed_quantize", f"{_IN_FORWARD}: weights are never part FP32"
+        )
     if shared.get("rounding") == "stochastic":
         del shared["rounding"]
-        found.warn(f"{_WEIGHT}.rounding", f"{_IN_FORWARD}: nearest")
+        found.warn(f"{_WEIGHT_SHARED}.rounding", f"{_IN_FORWARD}: nearest")
     # Its kernel, which took stochastic for nearest, is not used there either.
     shared.pop("quantizer_kernel", None)
 
@@ -239,19 +294,21 @@ def _activations(found: Imported, section: dict[str, Any]) -> None:
     shared, groups = _sections(found, where, section)
     if not groups:
         return
-    grid = _kind(where, shared)
+    common = f"{where}.shared_parameters"
+    grid = shared.pop("quantization_type", "symmetric")
+    check_choice(grid, f"{common}.quantization_type", _GRIDS)
     if shared.pop("range_calibration", "dynamic") != "dynamic":
-        found.warn(f"{where}.range_calibration", "dynamic, a scale a token, in its place")
+        found.warn(f"{common}.range_calibration", "dynamic, a scale a token, in its place")
     if shared.pop("schedule_offset", 1000):
-        found.warn(f"{where}.schedule_offset", "no effect: quantized from the first step on")
-    _unknown(found, where, shared)
-    for name, (params, match) in groups.items():
-        bits = _taken(params, "bits", f"{where}.{name}.params")
+        found.warn(f"{common}.schedule_offset", "no effect: quantized from the first step on")
+    _unknown(found, common, shared)
+    for place, (params, match) in groups.items():
+        bits = _taken(params, "bits", f"{place}.params")
         if bits != 8:
-            raise ValueError(f"{where}.{name}.params.bits={bits}: must be 8")
+            raise ValueError(f"{place}.params.bits={bits}: must be 8")
         act = ActivationGrid.model_validate({} if grid == "symmetric" else {"grid": grid})
         found.transforms.append(QuantTransform(kind="quant", match=match, act=act))
-        _unknown(found, f"{where}.{name}.params", params)
+        _unknown(found, f"{place}.params", params)
 
 
 def _moq(found: Imported, moq: dict[str, Any], eigenvalue: Any) -> None:
@@ -271,12 +328,15 @@ def _moq(found: Imported, moq: dict[str, Any], eigenvalue: Any) -> None:
         "quantizer_kernel": moq.pop("quantizer_kernel", False),
         "quantize_verbose": moq.pop("quantize_verbose", False),
     }
-    mix = _mix(moq)
+    mix = _mix(where, moq)
     start, target = bits.pop("start_bits", 16), bits.pop("target_bits", 8)
     period, offset = times.pop("quantize_period", 100), times.pop("schedule_offset", 100)
+    check_bits(start, target, f"{where}.quantize_bits")
+    _check_period(found, period, f"{where}.quantize_schedule.quantize_period", start - target)
+    check_range(offset, f"{where}.quantize_schedule.schedule_offset", 0)
     schedule = _schedule(start, target, period, offset, mix, sensitive=sensitive)
-    grid = _grid(found, where, shared)
-    _check_few_bits(target, grid, kind_key, rounding_key)
+    grid = _grid(found, where, shared, kind_key, rounding_key)
+    check_few_bits(target, grid, kind_key, rounding_key)
     found.transforms.append(_quant((".*",), target, grid, schedule))
     found.warn(where, "every linear layer and embedding is quantized, the head among them")
     if sensitive:
@@ -304,7 +364,7 @@ def _quant(
     chosen: dict[str, Any] = {"kind": "quant", "match": match, "weight": {"bits": bits, **used}}
     if schedule is not None:
         chosen["schedule"] = schedule
-    return _made(QuantTransform, chosen)
+    return QuantTransform.model_validate(chosen)
 
 
 def _schedule(
@@ -320,79 +380,80 @@ def _schedule(
     }
     if sensitive:
         chosen |= {"sensitivity": "eigenvalue", "mixed_end": True}
-    return _made(BitSchedule, {key: value for key, value in chosen.items() if value})
+    return BitSchedule.model_validate({key: value for key, value in chosen.items() if value})
 
 
-def _made(kind: type[Made], tree: dict[str, Any]) -> Made:
-    try:
-        return kind.model_validate(tree)
-    except ValidationError as error:
-        raise ValueError(first_fault(error, tree)) from error
+def _check_period(found: Imported, period: int, key: str, changes: int) -> None:
+    check_range(period, key, 0)
+    # The first two changes are in the steps 1 and 2 either way.
+    if period == 0 and changes > 2:
+        found.warn(key, "0 takes a bit off at every step there; here in the steps 1, 2, 4, ...")
 
 
-def _mix(shared: dict[str, Any]) -> float:
+def _mix(where: str, shared: dict[str, Any]) -> float:
     mixed = dict(shared.pop("fp16_mixed_quantize", {}))
-    return float(mixed.get("quantize_change_ratio", 0.001)) if mixed.get("enabled") else 0.0
+    if not mixed.get("enabled"):
+        return 0.0
+    ratio = mixed.get("quantize_change_ratio", 0.001)
+    check_range(ratio, f"{where}.fp16_mixed_quantize.quantize_change_ratio", 0, 1)
+    return float(ratio)
 
 
-def _grid(found: Imported, where: str, shared: dict[str, Any]) -> dict[str, Any]:
+def _grid(
+    found: Imported, where: str, shared: dict[str, Any], kind_key: str, rounding_key: str
+) -> dict[str, Any]:
     """Settings of a WeightGrid but its bits."""
-    grid = _kind(where, shared)
+    grid = shared.pop("quantization_type", "symmetric")
+    check_choice(grid, kind_key, _GRIDS)
     rounding = shared.pop("rounding", "nearest")
+    check_choice(rounding, rounding_key, _ROUNDINGS)
     if shared.pop("quantizer_kernel", False) and rounding == "nearest":
-        found.warn(f"{where}.rounding", "nearest as it says; DeepSpeed's kernel took stochastic")
+        found.warn(rounding_key, "nearest as it says; DeepSpeed's kernel took stochastic")
     shared.pop("quantize_verbose", None)
     groups = shared.pop("quantize_groups", 1)
+    check_range(groups, f"{where}.quantize_groups", 1)
     share = {"per": "tensor"} if groups == 1 else {"groups": groups}
     chosen = {**share, "range": "full", "rounding": rounding}
     return chosen if grid == "symmetric" else {**chosen, "grid": grid}
 
 
-def _check_few_bits(target: int, grid: Mapping[str, Any], kind_key: str, rounding_key: str) -> None:
-    """Refuse 1 and 2 bits with what DeepSpeed refuses once weights have as few."""
-    if target > 2:
-        return
-    for key, value, only in (
-        (kind_key, grid.get("grid", "symmetric"), "symmetric"),
-        (rounding_key, grid["rounding"], "nearest"),
-    ):
-        if value != only:
-            raise ValueError(
-                f"{key}={value}: must be {only} with target_bits={target}, as in DeepSpeed"
-            )
-
-
-def _kind(where: str, shared: dict[str, Any]) -> str:
-    """The quantization_type."""
-    kind = str(shared.pop("quantization_type", "symmetric"))
-    if kind not in ("symmetric", "asymmetric"):
-        raise ValueError(f"{where}.quantization_type={kind}: must be symmetric or asymmetric")
-    return kind
-
-
 def _sections(
     found: Imported, where: str, section: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, tuple[dict[str, Any], tuple[str, ...]]]]:
-    """Shared parameters, and parameters and patterns of each group; none of what is not enabled."""
+    """Shared parameters, and parameters and patterns by the path of a group; none if off."""
     shared = dict(section.get("shared_parameters", {}))
     if not shared.pop("enabled", False):
         return shared, {}
     groups = {}
     for name, group in section.get("different_groups", {}).items():
+        place = f"{where}.different_groups.{name}"
         if group.get("related_modules"):
-            found.warn(f"{where}.{name}.related_modules", "no effect")
+            found.warn(f"{place}.related_modules", "no effect")
         modules = group.get("modules", "*")
         texts = [modules] if isinstance(modules, str) else modules
-        params = dict(_taken(dict(group), "params", f"{where}.{name}"))
-        groups[name] = params, tuple(_whole(text) for text in texts)
+        if not texts:
+            raise ValueError(f"{place}.modules=[]: must name a module")
+        params = dict(_taken(dict(group), "params", place))
+        groups[place] = params, tuple(_whole(text, f"{place}.modules") for text in texts)
     if not groups:
         raise ValueError(f"{where}: enabled, but different_groups is empty")
     return shared, groups
 
 
-def _whole(text: str) -> str:
+def _whole(text: str, key: str) -> str:
     """A pattern of whole names for one that DeepSpeed searched for within names."""
-    return ".*" if text == "*" else f".*(?:{text}).*"
+    if text == "*":
+        return ".*"
+    flags = _FLAGS.match(text)
+    start = 0 if flags is None else flags.end()
+    whole = f"{text[:start]}.*(?:{text[start:]}).*"
+    try:
+        # Both: a)|(b is none by itself, and would be one within the brackets here.
+        re.compile(text)
+        re.compile(whole)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{key}={json.dumps(text)}: no regular expression: {error}") from error
+    return whole
 
 
 def _unknown(found: Imported, where: str, rest: Mapping[str, Any]) -> None:
