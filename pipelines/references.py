@@ -115,7 +115,7 @@ def names_of(reference: str, earlier: Mapping[str, Stage]) -> Any:
     """A transformer without values that has the module names of the one ``reference`` names.
 
     Pruning decides on widths only when it runs, and names stay; so this is the model before. None
-    where there is no model, or it is not known.
+    where it is not known.
 
     Args:
         reference: a folder, ``package:NAME`` or ``stage:NAME``.
@@ -130,7 +130,11 @@ def names_of(reference: str, earlier: Mapping[str, Stage]) -> Any:
     if known is not None or key is None or key not in earlier:
         return known
     before = getattr(earlier[key], "model", None)
-    return None if before is None else names_of(before, _before(key, earlier))
+    try:
+        return None if before is None else names_of(before, _before(key, earlier))
+    except (OSError, ValueError):
+        # A problem of that stage, which tells it.
+        return None
 
 
 def compression_of(

@@ -11,73 +11,34 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from dqrm.compress.transforms.config import TransformConfig
 from dqrm.pipelines.digests import folder_digest
 from dqrm.pipelines.references import (
     model_folder,
     named_stage,
+    names_of,
     outside_model,
     skeleton_of,
     stages_named,
 )
 from dqrm.pipelines.stage import Problem, Stage, StageContext
 from dqrm.pipelines.stages.allocation import read_allocation
+from dqrm.pipelines.stages.distill import (
+    WITHOUT_ATTENTION,
+    Distill,
+    heads_differ,
+    widths_differ,
+)
 from dqrm.pipelines.stages.prune import PruneStage
-from dqrm.pipelines.stages.text_model import model_problems
-from dqrm.pipelines.stages.text_training import TextTrainingStage
-from dqrm.settings import Settings
+from dqrm.pipelines.stages.text_checks import look_at_rows, weight_problems
+from dqrm.pipelines.stages.text_model import model_problems, name_problems
+from dqrm.pipelines.stages.text_training import TextTrainingStage, head_of
 
 if TYPE_CHECKING:
     from dqrm.pipelines.text.finetune import Recipe, Training
     from dqrm.pipelines.text.tables import Labels
-
-
-_WITHOUT_ATTENTION = "attentions are compared head by head: set distill.attention to 0"
-
-
-class Distill(Settings):
-    """A teacher to learn from, all of it in one stage (arXiv 2206.01859)."""
-
-    teacher: str
-    """A fine-tuned model of the same task and tokens: stage:NAME, package:NAME or a folder."""
-
-    logits: NonNegativeFloat = 1.0
-    """Weight of the cross-entropy against the teacher's probabilities."""
-
-    hidden: NonNegativeFloat = 1.0
-    """Weight of the squared differences of hidden states, summed over layers."""
-
-    attention: NonNegativeFloat = 1.0
-    """Weight of the squared differences of attention probabilities, summed over layers. Above 0 it
-    costs time, as fused attention does not tell them, and both models have the same heads."""
-
-    labels: NonNegativeFloat = 0.0
-    """Weight of the loss of the labels themselves."""
-
-    temperature: PositiveFloat = 1.0
-    """Both sides' logits are divided by it."""
-
-    average: Literal["batch", "elements"] = "batch"
-    """Of the logits' loss: over rows, or over rows and classes as XTC's scripts do (half as much of
-    two classes)."""
-
-    map: Literal["auto", "uniform"] | tuple[NonNegativeInt, ...] = "auto"
-    """Teacher layer of each layer, from 0. auto: the one it was kept from, else uniform: evenly
-    spread, the last on the last."""
-
-    @model_validator(mode="after")
-    def _compares_logits(self) -> Self:
-        for field in ("temperature", "average"):
-            if field in self.model_fields_set and not self.logits:
-                raise ValueError(f"{field} has no effect with logits=0; leave it out")
-        return self
-
-    @property
-    def layerwise(self) -> bool:
-        """Whether anything but logits is compared."""
-        return self.hidden > 0 or self.attention > 0
 
 
 class CompressStage(TextTrainingStage):
@@ -101,6 +62,13 @@ class CompressStage(TextTrainingStage):
     dropout: bool | None = None
     """Drop activations in training; None does unless layers are held against a teacher's, which
     drops none."""
+
+    @field_validator("layers")
+    @classmethod
+    def _keeps_a_layer(cls, layers: int | tuple[int, ...] | None) -> int | tuple[int, ...] | None:
+        if layers == ():
+            raise ValueError("at least one layer has to stay")
+        return layers
 
     @model_validator(mode="after")
     def _does_something(self) -> Self:
@@ -128,15 +96,21 @@ class CompressStage(TextTrainingStage):
 
         found = super().problems(earlier)
         if self.teacher is not None:
-            found += model_problems("distill.teacher", self.teacher)
+            found += model_problems("distill.teacher", self.teacher) or weight_problems(
+                "distill.teacher", self.teacher, new_head=False
+            )
+        if not found:
+            found += self._head_problems(earlier)
         if self.distill is not None and self.distill.attention:
             pruned = [_pruned_by(name, earlier) for name in (self.model, self.distill.teacher)]
             if pruned[0] != pruned[1]:
                 text = f"stage {pruned[0] or pruned[1]} may take heads out of one of the two models"
-                found.append(Problem("distill.attention", f"{text}; {_WITHOUT_ATTENTION}"))
-        model = None if found else skeleton_of(self.model, earlier)
-        if model is None:
+                found.append(Problem("distill.attention", f"{text}; {WITHOUT_ATTENTION}"))
+        if found:
             return found
+        model = skeleton_of(self.model, earlier)
+        if model is None:
+            return name_problems(self.model, earlier, self.transforms)
         teacher = None if self.teacher is None else skeleton_of(self.teacher, earlier)
         try:
             kept, depth = self._cut(model)
@@ -151,7 +125,7 @@ class CompressStage(TextTrainingStage):
             except ValueError as error:
                 found.append(Problem("distill.map", str(error)))
             else:
-                reason = _heads_differ(model, teacher, layers) if self.distill.attention else None
+                reason = heads_differ(model, teacher, layers) if self.distill.attention else None
                 if reason is not None:
                     found.append(Problem("distill.attention", reason))
             try:
@@ -159,14 +133,50 @@ class CompressStage(TextTrainingStage):
             except ValueError as error:
                 found.append(Problem("distill.teacher", str(error)))
         try:
-            train, _, _ = self.data.read()
-        except (OSError, ValueError) as error:
-            return [*found, Problem("data", str(error))]
-        try:
-            self._attach(model, len(train))
+            self._attach(model, look_at_rows(self.data, self.task).count)
         except ValueError as error:
             found.append(Problem("transforms", str(error)))
         return found
+
+    def _head_problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
+        """Outputs that are not those of the data, and hidden states that are not as wide."""
+        from dqrm.pipelines.text.classifier import require_head, require_same_labels
+
+        labels, config = self.labels(earlier), head_of(self.model, earlier)
+        found = []
+        try:
+            if labels is not None and config is not None:
+                self._require_same_head(config, labels)
+        except ValueError as error:
+            found.append(Problem("model", str(error)))
+        if self.distill is None:
+            return found
+        its_config = head_of(self.distill.teacher, earlier)
+        try:
+            if its_config is not None:
+                require_head(its_config, self.distill.teacher)
+            # A fault of the model alone would be told of its teacher once more.
+            if its_config is not None and labels is not None and not found:
+                require_same_labels(its_config, labels, self.distill.teacher)
+        except ValueError as error:
+            return [*found, Problem("distill.teacher", str(error))]
+        model, teacher = (names_of(name, earlier) for name in (self.model, self.distill.teacher))
+        if self.distill.hidden and model is not None and teacher is not None:
+            reason = widths_differ(model, teacher)
+            if reason is not None:
+                found.append(Problem("distill.hidden", reason))
+        return found
+
+    def check_head(self, config: Any, labels: "Labels") -> None:
+        """Refuse a trained head of other outputs; a model without one gets its first."""
+        self._require_same_head(config, labels)
+        super().check_head(config, labels)
+
+    def _require_same_head(self, config: Any, labels: "Labels") -> None:
+        from dqrm.pipelines.text.classifier import has_head, require_same_labels
+
+        if has_head(config):
+            require_same_labels(config, labels, f"model={self.model}")
 
     def skeleton(self, earlier: Mapping[str, Stage]) -> Any:
         """That of the model it takes, with the layers it keeps."""
@@ -208,8 +218,11 @@ class CompressStage(TextTrainingStage):
             objective = TaskLoss(regression=regression, bf16=recipe.bf16)
         else:
             layers = self._map(distill, kept, depth, teacher.config.num_hidden_layers)
+            reason = widths_differ(model, teacher) if distill.hidden else None
+            if reason is not None:
+                raise ValueError(reason)
             if distill.attention:
-                reason = _heads_differ(model, teacher, layers)
+                reason = heads_differ(model, teacher, layers)
                 if reason is not None:
                     raise ValueError(reason)
                 use_plain_attention(model)
@@ -326,36 +339,3 @@ def _pruned_by(reference: str, earlier: Mapping[str, Stage]) -> str | None:
             return name
         key = named_stage(getattr(earlier[name], "model", ""))
     return None
-
-
-def _heads_differ(model: Any, teacher: Any, layers: tuple[int, ...]) -> str | None:
-    """Why attentions cannot be held against each other, if they cannot.
-
-    Args:
-        model: of transformers, with or without values.
-        teacher: likewise.
-        layers: teacher layer of each layer of the model.
-    """
-    ours, theirs = _heads(model), _heads(teacher)
-    for whose, heads in (("the model", ours), ("the teacher", theirs)):
-        # Such a layer has no place among those that tell their attention: others would take it.
-        if 0 in heads:
-            return f"layer {heads.index(0)} of {whose} has no heads; {_WITHOUT_ATTENTION}"
-    for layer, (count, its) in enumerate(zip(ours, layers, strict=True)):
-        if count != theirs[its]:
-            return (
-                f"layer {layer} has {count} heads, and layer {its} of the teacher has "
-                f"{theirs[its]}; {_WITHOUT_ATTENTION}"
-            )
-    return None
-
-
-def _heads(model: Any) -> list[int]:
-    """Heads of each layer."""
-    from dqrm.compress.lower.shapes import layer_units
-
-    try:
-        return [units.num_heads for units in layer_units(model)]
-    except ValueError:
-        # Built otherwise, so nothing can have cut it. Some models have no attention at all.
-        return [getattr(model.config, "num_attention_heads", 0)] * model.config.num_hidden_layers

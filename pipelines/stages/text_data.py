@@ -1,5 +1,6 @@
 """Settings of labelled sentences, and the rows they name."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -10,7 +11,7 @@ from dqrm.pipelines.stage import Problem
 from dqrm.settings import Settings
 
 if TYPE_CHECKING:
-    from dqrm.pipelines.text.tables import Examples
+    from dqrm.pipelines.text.tables import Columns, Examples
 
 _ROWS_CHECKED = 200
 
@@ -46,7 +47,8 @@ class TextData(Settings):
     dev_fraction, the same ones for every seed. None tests nothing."""
 
     text: str | None = None
-    """Column of the sentence; found by the names of GLUE's tasks when not given."""
+    """Column of the sentence; found by the names of GLUE's tasks when not given, the same ones in
+    all files."""
 
     text_pair: str | None = None
     """Column of the second sentence, of pairs."""
@@ -74,13 +76,15 @@ class TextData(Settings):
 
     def problems(self) -> list[Problem]:
         """Files that are not there, lack a column or have faults in their first rows."""
-        found, first = [], {}
+        found: list[Problem] = []
+        first, columns = {}, {}
         for name, path in self.files().items():
             if not path.is_file():
                 found.append(Problem(f"data.{name}", f"{path}: no such file"))
                 continue
             try:
-                first[name] = self._take(path, _ROWS_CHECKED)
+                first[name], columns[name] = self._take(path, _ROWS_CHECKED)
+                self._require_same(name, columns)
             except (OSError, ValueError) as error:
                 found.append(Problem(f"data.{name}", str(error)))
         if found:
@@ -97,15 +101,35 @@ class TextData(Settings):
 
     def read(self) -> "tuple[Examples, Examples, Examples | None]":
         """The rows to train on, to select on and to test on."""
-        return self._split({name: self._take(path) for name, path in self.files().items()})
+        taken, columns = {}, {}
+        for name, path in self.files().items():
+            taken[name], columns[name] = self._take(path)
+            self._require_same(name, columns)
+        return self._split(taken)
 
-    def _take(self, path: Path, rows: int | None = None) -> "Examples":
-        """The rows of a file; no more than ``rows`` of them where it is text."""
-        from dqrm.pipelines.text.tables import find_columns, read_table, take_examples
+    def _take(self, path: Path, rows: int | None = None) -> "tuple[Examples, Columns]":
+        """The rows of a file, no more than ``rows`` of them where it is text, and their columns."""
+        from dqrm.pipelines.text.tables import TEXTS, find_columns, read_table, take_examples
 
-        frame = read_table(path, self.format, rows)
+        texts = {*TEXTS} if self.text is None else {self.text}
+        if self.text_pair is not None:
+            texts.add(self.text_pair)
+        frame = read_table(path, self.format, rows, texts - {self.label})
         columns = find_columns(frame, str(path), self.text, self.text_pair, self.label)
-        return take_examples(frame, columns, str(path))
+        return take_examples(frame, columns, str(path)), columns
+
+    def _require_same(self, name: str, columns: "Mapping[str, Columns]") -> None:
+        """Hold the columns of a file against those of the training rows, where they were found.
+
+        Raises:
+            ValueError: they are others: pairs beside single sentences, say.
+        """
+        wanted = columns.get("train", columns[name])
+        if columns[name] != wanted:
+            raise ValueError(
+                f"{self.files()[name]}: {columns[name]}; {self.train}: {wanted}; name them "
+                "alike, or set data.text, data.text_pair and data.label"
+            )
 
     def _split(self, taken: "dict[str, Examples]") -> "tuple[Examples, Examples, Examples | None]":
         """The rows of each split, from those of each file."""

@@ -1,9 +1,7 @@
 """What all stages that take a text model and its rows share."""
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import PositiveInt
 
@@ -80,15 +78,15 @@ def model_problems(field: str, reference: str, *, takes_text: bool = True) -> li
         reference: a folder, package:NAME, or stage:NAME, whose problems are that stage's.
         takes_text: whether its tokenizer is used.
     """
-    from dqrm.pipelines.text.classifier import load_skeleton, load_tokenizer
+    from dqrm.pipelines.text.classifier import load_skeleton, load_tokenizer, read_config
 
     try:
         folder = outside_model(reference)
         if folder is not None:
             load_skeleton(folder)
-            packed = _configuration(folder).get("quantization_config")
+            packed = getattr(read_config(folder), "quantization_config", None)
             if packed is not None:
-                method = packed.get("quant_method")
+                method = packed["quant_method"]
                 text = f"{folder}: its weights are packed ({method}); name the model from before"
                 return [Problem(field, text)]
             if takes_text:
@@ -105,13 +103,16 @@ def head_problems(field: str, reference: str) -> list[Problem]:
         field: that names the model, for the problem.
         reference: a folder, package:NAME or stage:NAME, without other problems.
     """
+    from dqrm.pipelines.text.classifier import read_config, require_head
+
     folder = outside_model(reference)
     if folder is None:
         return []
-    kind = next(iter(_configuration(folder).get("architectures") or ["its model"]))
-    if kind.endswith("ForSequenceClassification"):
-        return []
-    return [Problem(field, f"{folder}: {kind} has no head; fine-tune it first")]
+    try:
+        require_head(read_config(folder), str(folder))
+    except ValueError as error:
+        return [Problem(field, str(error))]
+    return []
 
 
 def name_problems(
@@ -139,8 +140,3 @@ def name_problems(
         except ValueError as error:
             return [Problem("transforms", str(error))]
     return []
-
-
-def _configuration(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return found

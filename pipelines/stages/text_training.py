@@ -3,6 +3,7 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,10 +11,13 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from dqrm.pipelines.references import (
     model_folder,
+    named_stage,
     origin_folder,
+    outside_model,
     skeleton_of,
 )
-from dqrm.pipelines.stage import MODEL_FOLDER, Stage, StageContext
+from dqrm.pipelines.stage import MODEL_FOLDER, Problem, Stage, StageContext
+from dqrm.pipelines.stages.text_checks import look_at_rows, weight_problems
 from dqrm.pipelines.stages.text_exchange import MEETING, TextExchange
 from dqrm.pipelines.stages.text_model import TextModelStage
 
@@ -89,12 +93,35 @@ class TextTrainingStage(TextModelStage):
         """Every process takes its share of the batches."""
         return True
 
+    def problems(self, earlier: Mapping[str, Stage]) -> list[Problem]:
+        """What every text stage finds, weights that lack values, and labels not to be learned."""
+        found = super().problems(earlier)
+        if not any(problem.field in ("stage", "model") for problem in found):
+            found += weight_problems("model", self.model, new_head=True)
+        if any(problem.field.startswith("data") for problem in found):
+            return found
+        seen = look_at_rows(self.data, self.task)
+        found += seen.problems
+        try:
+            if seen.labels is not None:
+                self._selection(seen.labels)
+        except ValueError as error:
+            found.append(Problem("select_by", str(error)))
+        return found
+
+    def labels(self, earlier: Mapping[str, Stage]) -> "Labels | None":
+        """What its model learns to say, in the order of its outputs; None while not known."""
+        from dqrm.pipelines.text.classifier import order_as
+
+        labels, config = look_at_rows(self.data, self.task).labels, head_of(self.model, earlier)
+        return labels if labels is None or config is None else order_as(labels, config)
+
     def skeleton(self, earlier: Mapping[str, Stage]) -> Any:
         """That of the model it takes."""
         return skeleton_of(self.model, earlier)
 
     def plan(self, earlier: Mapping[str, Stage]) -> list[tuple[str, str]]:
-        """Rows, steps, the size of the model and how long it takes."""
+        """Rows, task, steps, the size of the model and how long it takes."""
         from dqrm.pipelines.text.estimate import training_seconds
         from dqrm.pipelines.text.finetune import count_steps
 
@@ -104,6 +131,7 @@ class TextTrainingStage(TextModelStage):
         rows = [
             ("training rows", f"{len(train):,}"),
             ("dev rows", f"{len(dev):,}"),
+            ("task", str(self.labels(earlier))),
             ("steps", f"{steps:,}"),
             ("precision", "bf16" if recipe.bf16 else "fp32"),
         ]
@@ -167,8 +195,9 @@ class TextTrainingStage(TextModelStage):
         from dqrm.pipelines.text.classifier import (
             load_classifier,
             load_tokenizer,
-            order_labels,
+            order_as,
             predict_text,
+            read_config,
             save_classifier,
         )
         from dqrm.pipelines.text.finetune import FineTuner
@@ -181,7 +210,10 @@ class TextTrainingStage(TextModelStage):
         if read_records(folder):
             log.warning("%s is compressed already; training takes it off its grids", self.model)
         train, dev, test = self.data.read()
-        labels = order_labels(Labels.of(train.labels, self.task, str(self.data.train)), folder)
+        config = read_config(folder)
+        labels = order_as(Labels.of(train.labels, self.task, str(self.data.train)), config)
+        log.info("%s", labels)
+        self.check_head(config, labels)
         tokenizer = load_tokenizer(folder)
         model = load_classifier(folder, labels, self.seed)
         check_length(model, self.max_length)
@@ -241,6 +273,29 @@ class TextTrainingStage(TextModelStage):
             use_plain_attention(model)
             if teacher is not None:
                 use_plain_attention(teacher)
+
+    def check_head(self, config: Any, labels: "Labels") -> None:
+        """Say so where the model gets a new head.
+
+        Args:
+            config: of the model it takes.
+            labels: of the data, in the order of the outputs of that model.
+
+        Raises:
+            ValueError: this stage takes the head as it is, and it does not fit.
+        """
+        from dqrm.pipelines.text.classifier import has_head
+
+        outputs = labels.num_outputs
+        if not has_head(config):
+            log.info("%s has no head; it gets a new one of width %d", self.model, outputs)
+        elif config.num_labels != outputs:
+            log.info(
+                "the head of %s has width %d; it gets a new one of width %d",
+                self.model,
+                config.num_labels,
+                outputs,
+            )
 
     @abstractmethod
     def prepare(
@@ -319,3 +374,31 @@ class TextTrainingStage(TextModelStage):
             kind = "a regression" if regression else f"{outputs} classes"
             raise ValueError(f"select_by={self.select_by}: {kind} can take {', '.join(fits)}")
         return self.select_by
+
+
+def head_of(reference: str, earlier: Mapping[str, Stage]) -> Any:
+    """The configuration of a model, as far as it tells the outputs; None while it is not known.
+
+    Args:
+        reference: a folder, package:NAME or stage:NAME, without problems of its own.
+        earlier: the stages before the one that says so, by name.
+    """
+    from dqrm.pipelines.text.classifier import config_for, read_config
+
+    key = named_stage(reference)
+    if key is None:
+        folder = outside_model(reference)
+        assert folder is not None
+        return read_config(folder)
+    stage = earlier.get(key)
+    before = dict(takewhile(lambda item: item[0] != key, earlier.items()))
+    try:
+        if isinstance(stage, TextTrainingStage):
+            labels = stage.labels(before)
+            return None if labels is None else config_for(labels)
+        # What others make has the head of what they take.
+        its_model = getattr(stage, "model", None)
+        return None if its_model is None else head_of(its_model, before)
+    except (OSError, ValueError):
+        # A problem of that stage, which tells it.
+        return None

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from dqrm.compress.lower.shapes import record_shapes, restore_shapes
@@ -12,7 +13,10 @@ from dqrm.pipelines.text.batches import EncodedText
 from dqrm.pipelines.text.library import import_transformers
 from dqrm.pipelines.text.pretrained import read_pretrained
 from dqrm.pipelines.text.tables import Labels
+from dqrm.tensor_files import require_whole
 from dqrm.training.world import World
+
+_WITH_HEAD = "ForSequenceClassification"
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -36,10 +40,36 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
+def read_config(folder: Path) -> Any:
+    """The configuration of a model's folder.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is of no model that transformers knows.
+    """
+    auto = import_transformers().AutoConfig
+    return auto.from_pretrained(str(folder), local_files_only=True)
+
+
+def config_for(labels: Labels) -> Any:
+    """The part of a classifier's configuration that tells its outputs."""
+    return import_transformers().PretrainedConfig(
+        architectures=[_WITH_HEAD], **_settings_of(labels)
+    )
+
+
+def has_head(config: Any) -> bool:
+    """Whether a configuration is that of a classifier."""
+    return str((config.architectures or [""])[0]).endswith(_WITH_HEAD)
+
+
 def order_labels(labels: Labels, folder: Path) -> Labels:
     """Return ``labels`` in the order of a model's outputs, where it names the same classes."""
-    transformers = import_transformers()
-    config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    return order_as(labels, read_config(folder))
+
+
+def order_as(labels: Labels, config: Any) -> Labels:
+    """As :func:`order_labels`, of a model's configuration."""
     return labels.ordered_as(config.id2label[place] for place in sorted(config.id2label))
 
 
@@ -59,25 +89,30 @@ def load_classifier(folder: Path, labels: Labels, seed: int) -> Any:
     """
     transformers = import_transformers()
     torch.manual_seed(seed)
-    names: dict[str, Any] = {"num_labels": labels.num_outputs}
-    if labels.classes is None:
-        names["problem_type"] = "regression"
-    else:
-        names["problem_type"] = "single_label_classification"
-        names["id2label"] = dict(enumerate(labels.classes))
-        names["label2id"] = {name: position for position, name in names["id2label"].items()}
     try:
         model = read_pretrained(
             transformers.AutoModelForSequenceClassification,
             folder,
             new_head=True,
             dtype=torch.float32,
-            **names,
+            **_settings_of(labels),
         )
         _name_padding(model.config, folder)
         return model
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: no sequence classifier can be read: {error}") from error
+
+
+def _settings_of(labels: Labels) -> dict[str, Any]:
+    """Settings of a classifier's configuration."""
+    settings: dict[str, Any] = {"num_labels": labels.num_outputs}
+    if labels.classes is None:
+        settings["problem_type"] = "regression"
+    else:
+        settings["problem_type"] = "single_label_classification"
+        settings["id2label"] = dict(enumerate(labels.classes))
+        settings["label2id"] = {name: place for place, name in enumerate(labels.classes)}
+    return settings
 
 
 def load_teacher(folder: Path, labels: Labels) -> Any:
@@ -89,11 +124,21 @@ def load_teacher(folder: Path, labels: Labels) -> Any:
     from dqrm.compress.grids.records_file import load_records
 
     model = load_any(folder)
-    if not type(model).__name__.endswith("ForSequenceClassification"):
-        raise ValueError(f"{folder}: {type(model).__name__} has no head; fine-tune it first")
+    require_head(model.config, str(folder))
     require_same_labels(model.config, labels, str(folder))
     load_records(folder, model)
     return model
+
+
+def require_head(config: Any, where: str) -> None:
+    """Refuse a model that is no classifier.
+
+    Raises:
+        ValueError: it is none; ``where`` begins the message.
+    """
+    if not has_head(config):
+        kind = (config.architectures or ["a model"])[0]
+        raise ValueError(f"{where}: {kind} has no head; fine-tune it first")
 
 
 def require_same_labels(config: Any, labels: Labels, where: str) -> None:
@@ -110,8 +155,9 @@ def require_same_labels(config: Any, labels: Labels, where: str) -> None:
         ValueError: there are more or fewer outputs, or they are the same labels in another order.
     """
     if config.num_labels != labels.num_outputs:
+        what = " (a regression)" if labels.classes is None else ""
         raise ValueError(
-            f"{where}: it has {config.num_labels} outputs, and the data {labels.num_outputs}"
+            f"{where}: it has {config.num_labels} outputs, and the data {labels.num_outputs}{what}"
         )
     wanted = [name.casefold() for name in labels.classes or ()]
     named = [str(config.id2label[output]).casefold() for output in range(len(wanted))]
@@ -141,9 +187,7 @@ def load_any(folder: Path) -> Any:
     """
     transformers = import_transformers()
     try:
-        config = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
-        saved_as = (config.architectures or [""])[0]
-        if not saved_as.endswith("ForSequenceClassification"):
+        if not has_head(read_config(folder)):
             return read_pretrained(
                 transformers.AutoModel, folder, new_head=True, dtype=torch.float32
             )
@@ -174,6 +218,36 @@ def load_skeleton(folder: Path) -> Any:
         return model
     except (OSError, ValueError) as error:
         raise ValueError(f"{folder}: no sequence classifier can be read: {error}") from error
+
+
+def check_weights(folder: Path, *, new_head: bool) -> None:
+    """Look in the headers of a model's weights for what they lack; read them where they seem to.
+
+    Args:
+        folder: in Hugging Face's format.
+        new_head: a head or a pooler need not be there; nor need they where it is no classifier's.
+
+    Raises:
+        ValueError: they are not all there.
+    """
+    skeleton, there = load_skeleton(folder), set[str]()
+    require_whole(folder)
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            there |= {*file.keys()}
+    encoder = f"{skeleton.base_model_prefix}."
+    wanted = {name.removeprefix(encoder) for name, _ in skeleton.named_parameters()}
+    new_head = new_head or not has_head(skeleton.config)
+    if new_head:
+        head = {name for name, _ in skeleton.named_parameters() if not name.startswith(encoder)}
+        wanted = {name for name in wanted - head if not name.startswith("pooler.")}
+    # Older files call some by other names, which transformers knows.
+    if not wanted <= {name.removeprefix(encoder) for name in there}:
+        auto = import_transformers().AutoModelForSequenceClassification
+        try:
+            read_pretrained(auto, folder, new_head=new_head, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{folder}: no sequence classifier can be read: {error}") from error
 
 
 def _name_padding(config: Any, folder: Path) -> None:

@@ -3,7 +3,7 @@
 import io
 import lzma
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,11 @@ _TEXT_COLUMNS = (
     ("text", None),
 )
 _LABEL_COLUMNS = ("label", "score")
+TEXTS = frozenset(name for pair in _TEXT_COLUMNS for name in pair if name is not None)
+"""Columns that are taken for texts where none are named."""
+
+_NAMES_TOLD = 5
+_NAME_LENGTH = 40
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,11 @@ class Columns:
     text: str
     text_pair: str | None
     label: str
+
+    def __str__(self) -> str:
+        """For people."""
+        texts = self.text if self.text_pair is None else f"{self.text} and {self.text_pair}"
+        return f"text in {texts}, label in {self.label}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,12 @@ class Examples:
         )
 
 
-def read_table(path: Path, form: Format = "auto", rows: int | None = None) -> pd.DataFrame:
+def read_table(
+    path: Path,
+    form: Format = "auto",
+    rows: int | None = None,
+    texts: Collection[str] = TEXTS,
+) -> pd.DataFrame:
     """Read a table.
 
     TSV is read as GLUE writes it: quotes are literal. No text counts as a missing value.
@@ -68,6 +83,7 @@ def read_table(path: Path, form: Format = "auto", rows: int | None = None) -> pd
         path: the file; text may be packed (.gz, .bz2, .xz, .zst).
         form: told by the name of the file if auto.
         rows: read no more than these, of text files.
+        texts: columns of text files to read as they are written; what others hold is guessed.
 
     Raises:
         ValueError: the form is not known, or the file is not of that form: cut off, say, or with
@@ -86,7 +102,15 @@ def read_table(path: Path, form: Format = "auto", rows: int | None = None) -> pd
             source = _zstd_text(path) if path.suffix == ".zst" else path
             # Read in parts, a column may hold numbers of one part beside text of another.
             return _without_index(
-                pd.read_csv(source, keep_default_na=False, low_memory=False, nrows=rows, **quoting)
+                pd.read_csv(
+                    source,
+                    keep_default_na=False,
+                    low_memory=False,
+                    nrows=rows,
+                    # Else 00001 is 1 in a file that has numbers alone.
+                    dtype=dict.fromkeys(texts, str),
+                    **quoting,
+                )
             )
         if form == "parquet":
             return pd.read_parquet(path)
@@ -182,7 +206,7 @@ def take_examples(frame: pd.DataFrame, columns: Columns, where: str) -> Examples
 
 
 def _texts(frame: pd.DataFrame, column: str, where: str) -> list[str]:
-    """A column of texts; they may be empty, and numbers were texts before they were read."""
+    """A column of texts; they may be empty, and Parquet may hold numbers."""
     for row, value in enumerate(frame[column], start=1):
         if isinstance(value, bytes) or not pd.api.types.is_scalar(value):
             raise ValueError(f"{where}: row {row}: {column} {value!r} is no text")
@@ -244,8 +268,14 @@ class Labels:
             return cls(None)
         ordered = sorted(labels.unique())
         if len(ordered) < 2:
-            raise ValueError(f"{where}: has one class only, {ordered[0]}")
+            raise ValueError(f"{where}: has one class only, {_short(ordered[0])}")
         return cls(tuple(_class_name(value) for value in ordered))
+
+    def __str__(self) -> str:
+        """For people."""
+        if self.classes is None:
+            return "regression"
+        return f"classification, {len(self.classes)} classes ({_listed(self.classes)})"
 
     @property
     def num_outputs(self) -> int:
@@ -279,8 +309,8 @@ class Labels:
         if not known.all():
             row, label = _first(labels, ~known)
             raise ValueError(
-                f"{where}: row {row}: label '{label}' is not in the training data, which has "
-                f"{', '.join(self.classes)}"
+                f"{where}: row {row}: label '{_short(label)}' is not in the training data, which "
+                f"has {_listed(self.classes)}"
             )
         return torch.tensor([index[name] for name in names])
 
@@ -307,13 +337,24 @@ def _finite_numbers(labels: pd.Series, where: str) -> np.ndarray:
 
 def _no_number(labels: pd.Series, finite: np.ndarray, where: str, advice: str) -> ValueError:
     row, label = _first(labels, ~finite)
-    return ValueError(f"{where}: row {row}: label '{label}' is no finite number; {advice}")
+    return ValueError(f"{where}: row {row}: label '{_short(label)}' is no finite number; {advice}")
 
 
 def _first(labels: pd.Series, wrong: np.ndarray) -> tuple[int, object]:
     """The first of the wrong labels, and its row in the file: labels keep theirs when drawn."""
     position = int(wrong.argmax())
     return int(labels.index[position]) + 1, labels.iloc[position]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names of classes for people: a wrong column may have thousands, whole sentences each."""
+    told = ", ".join(map(_short, names[:_NAMES_TOLD]))
+    return told if len(names) <= _NAMES_TOLD else f"{told} and {len(names) - _NAMES_TOLD:,} others"
+
+
+def _short(label: object) -> str:
+    text = str(label)
+    return text if len(text) <= _NAME_LENGTH else f"{text[:_NAME_LENGTH]}..."
 
 
 def _class_name(value: object) -> str:

@@ -222,6 +222,7 @@ def test_faults_show_before_anything_runs(finished, dqrm, tiny_bert):
     file, result = finished
     for override, message in (
         ("stages.compress.layers=3", "compress.layers: 3 layers cannot be spread over 2"),
+        ("stages.compress.layers=[]", "layers=[]: at least one layer has to stay"),
         ("stages.compress.layers=[0,2]", "compress.layers: layer 2: there are 2, 0 to 1"),
         ("stages.compress.distill.map=[0,1]", "distill.map: it names 2 layers, and the student"),
         ("stages.compress.distill.teacher=stage:prune", "distill.teacher=stage:prune: no earlier"),
@@ -322,3 +323,43 @@ def test_settings_of_logits_that_are_not_compared_are_told(finished, dqrm):
         assert done.exit_code == 2
         field = setting.partition("=")[0]
         assert f"{field} has no effect with logits=0; leave it out" in done.stderr
+
+
+def test_a_trained_head_is_not_replaced(finished, sentence_files):
+    file, result = finished
+    frame = pd.read_csv(sentence_files / "train.tsv", sep="\t")
+    frame.astype({"label": float}).replace({"label": {1.0: 0.5}}).to_csv(
+        "halves.tsv", sep="\t", index=False
+    )
+    overrides = [f"stages.compress.data.{split}=halves.tsv" for split in ("train", "dev", "test")]
+    config = load_pipeline(file, [f"output={file.parent}/runs", *overrides])
+    message = r"stage compress: model=stage:finetune: it has 2 outputs, and the data 1 \(a regress"
+    with pytest.raises(ValueError, match=message):
+        run_pipeline(config)
+    # A pruned model has the head of the one it was cut from.
+    Path("chain.yaml").write_text(
+        "stages:\n"
+        f"  - {{stage: prune, model: {result.stages[0].folder}/model, budget: {{macs: 0.5}},\n"
+        f"     samples: 64, held_out: 32, data: {{train: {sentence_files}/train.tsv}}}}\n"
+        "  - {stage: compress, model: 'stage:prune', data: {train: halves.tsv},\n"
+        "     transforms: [{kind: quant, match: '.*dense', weight: {bits: 4}}]}\n"
+    )
+    (problem,) = (
+        load_pipeline(Path("chain.yaml"))
+        .stages[1]
+        .problems({"prune": load_pipeline(Path("chain.yaml")).stages[0]})
+    )
+    assert problem.field == "model"
+    assert "model=stage:prune: it has 2 outputs, and the data 1" in problem.message
+
+
+def test_patterns_are_held_against_the_model_before_it_is_pruned(dqrm, tiny_bert, sentence_files):
+    file = Path("pruned.yaml")
+    file.write_text(PRUNED.format(model=tiny_bert, text=sentence_files))
+    match = "stages.compress.transforms=[{kind: quant, match: %s, weight: {bits: 4}}]"
+    assert dqrm("pipeline", "validate", file, match % ".*query").exit_code == 0
+    done = dqrm("pipeline", "validate", file, match % ".*qurey")
+    assert done.exit_code == 2
+    assert "stages.compress.transforms: match=.*qurey: no Linear or Embedding" in done.stderr
+    done = dqrm("pipeline", "validate", file, match % ".*qurey", "stages.finetune.model=absent")
+    assert done.stderr.count("stages.") == 1, "a fault of a stage is told once"

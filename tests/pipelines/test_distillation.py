@@ -1,10 +1,12 @@
 """A teacher and its student, both real BERTs, and layers taken out of one."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from dqrm.compress.distill.losses import DistillWeights
 from dqrm.pipelines.text.attention import use_plain_attention
@@ -194,3 +196,87 @@ def test_an_encoder_with_a_decoder_learns_from_logits(batch):
     logits = DistillWeights(logits=1.0, hidden=0.0, attention=0.0)
     loss = distillation(teacher, (), weights=logits)(student, batch, torch.tensor([0, 1, 1]))
     assert float(loss.detach()) > 0
+
+
+TAUGHT = """\
+tracking: {{enabled: false}}
+data: {{train: {text}/train.tsv, dev: {text}/dev.tsv.gz}}
+stages:
+  - stage: finetune
+    model: {model}
+    max_steps: 2
+  - stage: compress
+    layers: 1
+    model: stage:finetune
+    distill: {{teacher: 'stage:finetune'}}
+"""
+
+
+@pytest.fixture
+def taught(tiny_bert, sentence_files):
+    file = Path("taught.yaml")
+    file.write_text(TAUGHT.format(model=tiny_bert, text=sentence_files))
+    return file
+
+
+def test_a_teacher_of_which_nothing_is_compared_is_refused(taught, dqrm):
+    parts = [f"stages.compress.distill.{part}=0" for part in ("logits", "hidden", "attention")]
+    done = dqrm("pipeline", "validate", taught, *parts)
+    assert done.exit_code == 2
+    assert "stages.compress.distill: there is nothing to learn from: set logits" in done.stderr
+    for part in ("logits", "hidden", "attention", "labels"):
+        one = f"stages.compress.distill.{part}=1"
+        assert dqrm("pipeline", "validate", taught, *parts, one).exit_code == 0, part
+
+
+def saved_classifier(folder, tiny_bert, **settings):
+    """A classifier with random weights and the tokens of the tiny BERT."""
+    config = transformers.AutoConfig.from_pretrained(tiny_bert, **settings)
+    transformers.BertForSequenceClassification(config).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(folder)
+    return folder
+
+
+def test_models_that_do_not_fit_the_data_or_each_other_show_before_it_runs(taught, tiny_bert, dqrm):
+    for folder, settings in (
+        ("two", {}),
+        ("three", {"num_labels": 3}),
+        ("wide", {"hidden_size": 48}),
+    ):
+        saved_classifier(folder, tiny_bert, **settings)
+    saved_classifier("turned", tiny_bert, id2label={0: "1", 1: "0"})
+    saved_classifier("part", tiny_bert)
+    tensors = load_file("part/model.safetensors")
+    del tensors["bert.encoder.layer.1.output.dense.weight"]
+    save_file(tensors, "part/model.safetensors", metadata={"format": "pt"})
+    lacks = "part: no sequence classifier can be read: its weights are not those of its config.json"
+    model, teacher = "stages.compress.model", "stages.compress.distill.teacher"
+    without = "stages.compress.distill.hidden=0"
+    for overrides, line, message in (
+        ((f"{model}=three",), 9, f"{model}: model=three: it has 3 outputs, and the data 2"),
+        ((f"{model}=part",), 9, f"{model}: {lacks}"),
+        ((f"{teacher}=part",), 10, f"{teacher}: {lacks}"),
+        ((f"{teacher}=three",), 10, f"{teacher}: three: it has 3 outputs, and the data 2"),
+        ((f"{teacher}=turned",), 10, f"{teacher}: turned: its outputs are in another order"),
+        ((f"{teacher}={tiny_bert}",), 10, f"{teacher}: {tiny_bert}: BertModel has no head"),
+        (
+            (f"{teacher}=wide",),
+            10,
+            "stages.compress.distill.hidden: hidden states are compared value by value, and the "
+            "model has 32 a token, the teacher 48: set distill.hidden to 0",
+        ),
+        ((f"{teacher}=wide", without), None, ""),
+        ((f"{teacher}=two", f"{model}=turned"), None, ""),
+        ((f"{model}=turned",), 10, f"{teacher}: stage:finetune: its outputs are in another"),
+        (("stages.finetune.task=regression",), 9, f"{model}: model=stage:finetune: it has 1 out"),
+        (
+            ("stages.finetune.task=regression", f"{model}=two"),
+            10,
+            f"{teacher}: stage:finetune: it has 1 outputs, and the data 2",
+        ),
+    ):
+        done = dqrm("pipeline", "validate", taught, *overrides)
+        assert done.exit_code == (0 if line is None else 2), (overrides, done.stderr)
+        if line is not None:
+            assert f"taught.yaml:{line}: {message}" in done.stderr
+            assert "faults" not in done.stderr, done.stderr

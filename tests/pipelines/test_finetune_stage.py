@@ -169,17 +169,78 @@ def test_faults_show_before_anything_runs(file, dqrm, sentence_files):
         ("stages.finetune.data.train=absent.tsv", "stages.finetune.data.train: absent.tsv: no"),
         ("stages.finetune.data.label=stars", "no column 'stars'; there are: sentence, label"),
         ("stages.finetune.learning_rate=1", "stages.finetune.learning_rate: unknown key"),
+        (
+            "stages.finetune.select_by=pearson",
+            "tiny.yaml:4: stages.finetune.select_by: select_by=pearson: 2 classes can take "
+            "accuracy, matthews, f1",
+        ),
+        ("stages.finetune.task=regression", None),
     ):
         done = dqrm("pipeline", "validate", file, override)
-        assert done.exit_code == 2, override
-        assert message in done.stderr
-    wrong = dqrm("pipeline", "run", file, "stages.finetune.select_by=pearson")
-    assert wrong.exit_code == 2
-    assert "stage finetune: select_by=pearson: 2 classes can take accuracy" in wrong.stderr
+        assert done.exit_code == (0 if message is None else 2), override
+        assert message is None or message in done.stderr
+    scores = "stages.finetune.task=regression"
+    wrong = dqrm("pipeline", "validate", file, scores, "stages.finetune.select_by=f1")
+    assert "select_by=f1: a regression can take pearson, spearman" in wrong.stderr
     plan = dqrm("pipeline", "run", file, "--dry-run", "name=planned")
     assert "steps           80" in plan.stdout
+    assert "task            classification, 2 classes (0, 1)" in plan.stdout
+    scores = dqrm("pipeline", "run", file, "--dry-run", "name=planned", scores)
+    assert "task            regression\n" in scores.stdout
     assert "parameters" in plan.stdout
     assert not Path("runs/planned").exists()
+
+
+def test_labels_that_cannot_be_learned_show_before_anything_runs(file, dqrm):
+    rows = [f"w{n}\t{n % 2}" for n in range(300)]
+
+    def write(name, *more):
+        Path(name).write_text("\n".join(["sentence\tlabel", *rows, *more]) + "\n")
+
+    write("two.tsv")
+    write("three.tsv", "w1\t2")
+    write("word.tsv", "w1\tnone")
+    Path("one.tsv").write_text("sentence\tlabel\n" + "w1\t1\n" * 300)
+    data = "stages.finetune.data"
+    for split, name, message in (
+        ("train", "one.tsv", "has one class only, 1"),
+        ("train", "word.tsv", "row 301: label 'none' is no finite number; correct it, take the"),
+        ("dev", "three.tsv", "row 301: label '2' is not in the training data, which has 0, 1"),
+        ("test", "three.tsv", "row 301: label '2' is not in the training data, which has 0, 1"),
+    ):
+        given = {"train": "two.tsv", "dev": "two.tsv", "test": "two.tsv", split: name}
+        overrides = [f"{data}.{key}={value}" for key, value in given.items()]
+        done = dqrm("pipeline", "validate", file, *overrides)
+        assert done.exit_code == 2, name
+        assert f"tiny.yaml:6: {data}.{split}: {name}: {message}" in done.stderr
+        assert "faults" not in done.stderr
+        # What was read before is not held against other rows.
+        write(name)
+        assert dqrm("pipeline", "validate", file, *overrides).exit_code == 0
+        write("three.tsv", "w1\t2")
+
+
+def test_a_head_of_another_size_is_made_anew_and_told(tiny_bert, sentence_files, caplog):
+    Path("heads.yaml").write_text(
+        "tracking: {enabled: false}\nthreads: 1\n"
+        f"data: {{train: {sentence_files}/train.tsv}}\n"
+        "stages:\n"
+        f"  - {{stage: finetune, name: first, model: {tiny_bert}, max_steps: 1, "
+        "task: regression}\n"
+        "  - {stage: finetune, name: second, model: 'stage:first', max_steps: 1}\n"
+        "  - {stage: finetune, name: third, model: 'stage:second', max_steps: 1}\n"
+    )
+    with caplog.at_level("INFO", logger="dqrm"):
+        run_pipeline(load_pipeline(Path("heads.yaml")))
+    told = [r.message for r in caplog.records if r.name.endswith("text_training")]
+    two = "classification, 2 classes (0, 1)"
+    assert told == [
+        "regression",
+        f"{tiny_bert} has no head; it gets a new one of width 1",
+        two,
+        "the head of stage:first has width 1; it gets a new one of width 2",
+        two,
+    ]
 
 
 def test_wrong_labels_name_file_and_row_before_training(tiny_bert, dqrm):
@@ -198,7 +259,7 @@ def test_wrong_labels_name_file_and_row_before_training(tiny_bert, dqrm):
         wrong.to_csv(f"{name}.tsv", sep="\t", index=False)
         done = dqrm("pipeline", "run", "r.yaml")
         assert done.exit_code == 2, name
-        message = f"stage finetune: {name}.tsv: row 7: label '{label}' is no finite number"
+        message = f"stages.finetune.data.{name}: {name}.tsv: row 7: label '{label}' is no finite"
         assert message in done.stderr
         assert "step" not in done.stderr
         frame.to_csv(f"{name}.tsv", sep="\t", index=False)

@@ -119,7 +119,7 @@ stages:
   - {{stage: prune, model: 'stage:finetune', budget: {{macs: 0.5}}, held_out: 32}}
   - stage: compress
     model: stage:finetune
-    distill: {{teacher: {model}}}
+    distill: {{teacher: stage:finetune}}
     transforms: [{{kind: quant, match: '.*dense', weight: {{bits: 8}}}}]
   - {{stage: lower, model: 'stage:compress', buckets: [[1, 16]]}}
 """

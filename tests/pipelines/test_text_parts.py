@@ -133,6 +133,65 @@ def test_too_few_rows_to_set_apart_are_a_problem_of_the_data():
     assert "give data.test" in problems(300, test_fraction=0.001)[0]
 
 
+def test_texts_are_read_as_they_are_written():
+    rows = ["00001", "1.50", "1e5", "", "nan", "True"]
+    for ending, separator in (("tsv", "\t"), ("csv", ",")):
+        for text, pair, given in (
+            ("sentence", None, {}),
+            ("sentence1", "sentence2", {}),
+            ("premise", "hypothesis", {}),
+            ("review", None, {"text": "review"}),
+            ("text", "second", {"text_pair": "second"}),
+        ):
+            header = [text, *([] if pair is None else [pair]), "label"]
+            for number, row in enumerate(rows):
+                path = Path(f"{number}.{ending}")
+                cells = [[row] * (len(header) - 1) + [str(label)] for label in (0, 1)]
+                path.write_text("".join(separator.join(c) + "\n" for c in (header, *cells)))
+                train, dev, _ = TextData(train=path, dev_fraction=0.5, **given).read()
+                assert train.text + dev.text == [row, row]
+                if pair is not None:
+                    assert train.text_pair + dev.text_pair == [row, row]
+                labels = pd.concat([train.labels, dev.labels])
+                assert sorted(labels.tolist()) == [0, 1], "labels are numbers where they are"
+    Path("odd.csv").write_text("sentence,text\na,1\nb,2.0\n")
+    odd = TextData(train=Path("odd.csv"), dev_fraction=0.5, label="text")
+    train, dev, _ = odd.read()
+    assert {train.labels.dtype, dev.labels.dtype} == {np.dtype("float64")}
+
+
+def test_splits_have_the_same_columns():
+    pairs, single = "sentence1\tsentence2\tlabel\na\tb\t1\n", "sentence\tlabel\na\t0\n"
+    Path("pairs.tsv").write_text(pairs)
+    Path("single.tsv").write_text(single)
+    Path("both.tsv").write_text("sentence1\tsentence2\tsentence\tlabel\na\tb\tc\t1\n")
+    for split in ("dev", "test"):
+        files = {"dev": "pairs.tsv", "test": "pairs.tsv", split: "single.tsv"}
+        data = TextData(train=Path("pairs.tsv"), **files)
+        (problem,) = data.problems()
+        assert problem.field == f"data.{split}"
+        assert problem.message.startswith(
+            "single.tsv: text in sentence, label in label; "
+            "pairs.tsv: text in sentence1 and sentence2, label in label; name them alike"
+        )
+        with pytest.raises(ValueError, match=r"^single\.tsv: .*pairs\.tsv: text in sentence1 and"):
+            data.read()
+    assert TextData(train=Path("pairs.tsv"), dev=Path("both.tsv")).problems() == []
+    mixed = {"train": Path("both.tsv"), "dev": Path("single.tsv")}
+    assert len(TextData(**mixed).problems()) == 1
+    assert TextData(**mixed, text="sentence").read()[1].text == ["a"]
+
+
+def test_many_or_long_classes_are_not_all_told():
+    labels = Labels.of(pd.Series([f"{n:02}{'x' * 90}" for n in range(30)]), "auto", "t")
+    with pytest.raises(ValueError, match="and 25 others") as told:
+        labels.encode(pd.Series(["y" * 500]), "dev")
+    assert len(str(told.value)) < 400
+    assert str(Labels(("no", "yes"))) == "classification, 2 classes (no, yes)"
+    assert str(labels).endswith("and 25 others)")
+    assert str(Labels(None)) == "regression"
+
+
 def test_columns_and_labels():
     pairs = pd.DataFrame({"sentence1": ["a"], "sentence2": ["b"], "score": [2.5]})
     found = find_columns(pairs, "t")
