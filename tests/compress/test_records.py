@@ -151,7 +151,7 @@ def test_settings_become_transforms_in_order():
             "per has no effect with group;",
         ),
         (
-            {"kind": "quant", "weight": {"per": "row", "groups": 2}},
+            {"kind": "quant", "weight": {"per": "tensor", "groups": 2}},
             "per has no effect with groups;",
         ),
         (
