@@ -28,7 +28,8 @@ def summary(result: "TrainResult", config: "RunConfig") -> str:
     rows.append(("FP32 size", bytes_text(result.fp32_bytes)))
     if result.packed_bytes < result.fp32_bytes:
         bits = {config.quant.bits, *config.quant.table_bits.values()}
-        label = f"INT{config.quant.bits} size" if len(bits) == 1 else "packed size"
+        whole = len(bits) == 1 and bits <= {2, 4, 8}
+        label = f"INT{config.quant.bits} size" if whole else "packed size"
         ratio = result.fp32_bytes / result.packed_bytes
         rows.append((label, f"{bytes_text(result.packed_bytes)} ({ratio:.1f} times smaller)"))
     rows.append(("speed", f"{result.samples_per_second:,.0f} samples/s"))

@@ -18,6 +18,7 @@ SMALL = [
 @pytest.fixture
 def fp32(dqrm: Run, dataset: Path) -> Path:
     done = dqrm("train", f"data.path={dataset}", *SMALL, "quant.bits=32", "-n", "fp32")
+    assert "packed size" in done.stdout, "tables are FP32, and the networks have 4 bits"
     assert done.exit_code == 0, done.stderr
     return Path("runs/fp32")
 
