@@ -27,7 +27,7 @@ from dqrm.pipelines.stage import Interrupted, Stage, StageContext
 from dqrm.tracking.base import NullTracker, Status, Tracker
 from dqrm.tracking.config import TrackingConfig
 from dqrm.tracking.tracker import recorded_run, start_tracker
-from dqrm.training.step import TrainingError
+from dqrm.training.errors import TrainingError
 from dqrm.training.stop import stop_on_signals
 
 log = logging.getLogger(__name__)

@@ -16,10 +16,10 @@ from dqrm.sweeps.report import Report, keep_progress, write_report
 from dqrm.sweeps.study import SweepStudy, overrides
 from dqrm.tracking.base import Status, Tracker
 from dqrm.tracking.tracker import start_tracker
+from dqrm.training.errors import TrainingError
 from dqrm.training.loop import Validation
 from dqrm.training.metrics import Metrics
 from dqrm.training.run import TrainResult, train
-from dqrm.training.step import TrainingError
 from dqrm.training.stop import stop_on_signals
 
 if TYPE_CHECKING:

@@ -20,13 +20,10 @@ from dqrm.models.dlrm import DLRM
 from dqrm.models.embedding import EmbeddingBagCollection
 from dqrm.models.interaction import ConcatInteraction, DotInteraction
 from dqrm.models.sharded import ShardedEmbeddingBags
+from dqrm.training.errors import TrainingError
 from dqrm.training.optimizer import Optimizer
 
 _FUSED = "linear layers, ReLU, dropout and the dot interaction or concatenation"
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why and what to change."""
 
 
 class TrainStep(Protocol):

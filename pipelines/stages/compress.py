@@ -26,12 +26,10 @@ from dqrm.pipelines.references import (
 from dqrm.pipelines.stage import Problem, Stage, StageContext
 from dqrm.pipelines.stages.allocation import read_allocation
 from dqrm.pipelines.stages.distill import (
-    WITHOUT_ATTENTION,
     Distill,
     heads_differ,
     widths_differ,
 )
-from dqrm.pipelines.stages.prune import PruneStage
 from dqrm.pipelines.stages.text_checks import look_at_rows, weight_problems
 from dqrm.pipelines.stages.text_model import model_problems, name_problems
 from dqrm.pipelines.stages.text_training import TextTrainingStage, head_of
@@ -96,16 +94,11 @@ class CompressStage(TextTrainingStage):
 
         found = super().problems(earlier)
         if self.teacher is not None:
-            found += model_problems("distill.teacher", self.teacher) or weight_problems(
-                "distill.teacher", self.teacher, new_head=False
-            )
+            found += model_problems(
+                "distill.teacher", self.teacher, packed=True
+            ) or weight_problems("distill.teacher", self.teacher, new_head=False)
         if not found:
             found += self._head_problems(earlier)
-        if self.distill is not None and self.distill.attention:
-            pruned = [_pruned_by(name, earlier) for name in (self.model, self.distill.teacher)]
-            if pruned[0] != pruned[1]:
-                text = f"stage {pruned[0] or pruned[1]} may take heads out of one of the two models"
-                found.append(Problem("distill.attention", f"{text}; {WITHOUT_ATTENTION}"))
         if found:
             return found
         model = skeleton_of(self.model, earlier)
@@ -327,15 +320,3 @@ class CompressStage(TextTrainingStage):
         if distill.map == "auto" and depth == teacher_depth:
             return kept
         return uniform_map(len(kept), teacher_depth)
-
-
-def _pruned_by(reference: str, earlier: Mapping[str, Stage]) -> str | None:
-    """The stage that a model has the widths of its layers from; None: from outside the pipeline."""
-    key = named_stage(reference)
-    for name in reversed(list(earlier)):
-        if name != key:
-            continue
-        if isinstance(earlier[name], PruneStage):
-            return name
-        key = named_stage(getattr(earlier[name], "model", ""))
-    return None

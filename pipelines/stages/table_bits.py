@@ -38,7 +38,11 @@ class TableBitsStage(Stage):
     """In place of a ratio: one of the options; the tables together shall take no more bytes than
     if all had these bits."""
 
-    granularity: TableGranularity = "table"
+    granularity: TableGranularity = Field(
+        default="table",
+        # Stages that were complete before there was a choice stay it.
+        exclude_if=lambda granularity: granularity == "table",
+    )
     """Of the scales of the tables to come: settings.quant.granularity of the stage that trains
     with these bits."""
 

@@ -119,16 +119,16 @@ class TextData(Settings):
         return take_examples(frame, columns, str(path)), columns
 
     def _require_same(self, name: str, columns: "Mapping[str, Columns]") -> None:
-        """Hold the columns of a file against those of the training rows, where they were found.
+        """Hold the texts of a file against those of the training rows, where they were found.
 
         Raises:
-            ValueError: they are others: pairs beside single sentences, say.
+            ValueError: they are in other columns: pairs beside single sentences, say.
         """
-        wanted = columns.get("train", columns[name])
-        if columns[name] != wanted:
+        own, wanted = columns[name], columns.get("train", columns[name])
+        if (own.text, own.text_pair) != (wanted.text, wanted.text_pair):
             raise ValueError(
-                f"{self.files()[name]}: {columns[name]}; {self.train}: {wanted}; name them "
-                "alike, or set data.text, data.text_pair and data.label"
+                f"{self.files()[name]}: {own}; {self.train}: {wanted}; name the texts alike, or "
+                "set data.text and data.text_pair to columns that both have"
             )
 
     def _split(self, taken: "dict[str, Examples]") -> "tuple[Examples, Examples, Examples | None]":

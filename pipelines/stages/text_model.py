@@ -70,13 +70,16 @@ def length_problems(reference: str, earlier: Mapping[str, Stage], max_length: in
     return []
 
 
-def model_problems(field: str, reference: str, *, takes_text: bool = True) -> list[Problem]:
+def model_problems(
+    field: str, reference: str, *, takes_text: bool = True, packed: bool = False
+) -> list[Problem]:
     """What is wrong with a model from outside.
 
     Args:
         field: that names the model, for the problem.
         reference: a folder, package:NAME, or stage:NAME, whose problems are that stage's.
         takes_text: whether its tokenizer is used.
+        packed: whether it may be packed, as that of a teacher, which is not trained.
     """
     from dqrm.pipelines.text.classifier import load_skeleton, load_tokenizer, read_config
 
@@ -84,9 +87,9 @@ def model_problems(field: str, reference: str, *, takes_text: bool = True) -> li
         folder = outside_model(reference)
         if folder is not None:
             load_skeleton(folder)
-            packed = getattr(read_config(folder), "quantization_config", None)
-            if packed is not None:
-                method = packed["quant_method"]
+            how = getattr(read_config(folder), "quantization_config", None)
+            if how is not None and not packed:
+                method = how.get("quant_method", "by no named method")
                 text = f"{folder}: its weights are packed ({method}); name the model from before"
                 return [Problem(field, text)]
             if takes_text:

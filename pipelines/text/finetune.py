@@ -33,7 +33,7 @@ from dqrm.pipelines.text.state import (
 from dqrm.tracking.base import Tracker
 from dqrm.training.config import ExchangeConfig
 from dqrm.training.consensus import Consensus, Wishes
-from dqrm.training.step import TrainingError
+from dqrm.training.errors import TrainingError
 from dqrm.training.world import World
 
 if TYPE_CHECKING:

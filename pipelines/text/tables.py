@@ -266,7 +266,10 @@ class Labels:
         if task == "regression":
             _finite_numbers(labels, where)
             return cls(None)
-        ordered = sorted(labels.unique())
+        try:
+            ordered = sorted(labels.unique())
+        except TypeError as error:
+            raise ValueError(f"{where}: labels are of several types: {error}") from error
         if len(ordered) < 2:
             raise ValueError(f"{where}: has one class only, {_short(ordered[0])}")
         return cls(tuple(_class_name(value) for value in ordered))

@@ -279,13 +279,12 @@ def test_attentions_of_pruned_models_are_not_compared(dqrm, tiny_bert, sentence_
     file.write_text(PRUNED.format(model=tiny_bert, text=sentence_files))
     assert dqrm("pipeline", "validate", file).exit_code == 0
     attention = "stages.compress.distill.attention=1"
-    for model, teacher in (("again", "finetune"), ("finetune", "again"), ("prune", "finetune")):
-        models = f"stages.compress.model=stage:{model}", f"distill.teacher=stage:{teacher}"
-        done = dqrm("pipeline", "validate", file, attention, models[0],
-                    f"stages.compress.{models[1]}")  # fmt: skip
-        assert done.exit_code == 2
-        assert "pruned.yaml:13: stages.compress.distill.attention: stage prune may" in done.stderr
-        assert "set distill.attention to 0" in done.stderr
+    # Whether heads go is known when the model has been cut.
+    done = dqrm("pipeline", "run", file, attention, "stages.compress.model=stage:prune",
+                "stages.compress.distill.teacher=stage:finetune")  # fmt: skip
+    assert done.exit_code == 2
+    assert "stage compress: layer 1 of the model has no heads" in done.stderr
+    assert "set distill.attention to 0" in done.stderr
     # Both have lost the same heads, but a layer that has none left tells no attention.
     same = "stages.compress.distill.teacher=stage:prune"
     valid = dqrm("pipeline", "validate", file, attention, same)

@@ -121,6 +121,9 @@ def test_a_packed_model_is_no_model_to_begin_with(file, dqrm, tiny_bert):
         assert done.exit_code == 2
         told = f"stages.{field}: {packed}: its weights are packed (dqrm); name the model from"
         assert told in done.stderr, done.stderr
+    distill = f"{{teacher: {packed}, attention: 0, hidden: 0}}"
+    taught = dqrm("pipeline", "validate", path, "name=other", f"stages.compress.distill={distill}")
+    assert taught.exit_code == 0, taught.stderr
     done = dqrm("pipeline", "validate", path, f"stages.lower.model={tiny_bert}")
     assert done.exit_code == 2
     assert "BertModel has no head; fine-tune it first" in done.stderr

@@ -99,6 +99,12 @@ def test_training_that_diverges_names_its_stage():
     assert done.stderr.endswith("stage b: the loss is nan at step 2; lower the lr\n")
 
 
+def test_the_runner_is_light():
+    # Plans of data alone are at once there.
+    light = "import sys, dqrm.pipelines.runner; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", light], check=True, timeout=SECONDS)
+
+
 def test_a_stage_that_shows_times_runs_when_they_change():
     given = {"b": {"file": "data.txt"}, "c": {"tells_times": True}}
     Path("data.txt").write_text("one")

@@ -172,7 +172,7 @@ def test_splits_have_the_same_columns():
         assert problem.field == f"data.{split}"
         assert problem.message.startswith(
             "single.tsv: text in sentence, label in label; "
-            "pairs.tsv: text in sentence1 and sentence2, label in label; name them alike"
+            "pairs.tsv: text in sentence1 and sentence2, label in label; name the texts alike"
         )
         with pytest.raises(ValueError, match=r"^single\.tsv: .*pairs\.tsv: text in sentence1 and"):
             data.read()
@@ -180,6 +180,13 @@ def test_splits_have_the_same_columns():
     mixed = {"train": Path("both.tsv"), "dev": Path("single.tsv")}
     assert len(TextData(**mixed).problems()) == 1
     assert TextData(**mixed, text="sentence").read()[1].text == ["a"]
+    Path("scores.tsv").write_text("sentence\tscore\na\t1\n")
+    assert TextData(train=Path("single.tsv"), dev=Path("scores.tsv")).read()[1].labels[0] == 1
+
+
+def test_labels_of_several_types_are_told():
+    with pytest.raises(ValueError, match="t: labels are of several types"):
+        Labels.of(pd.Series([1, "no", b"x"], dtype=object), "classification", "t")
 
 
 def test_many_or_long_classes_are_not_all_told():

@@ -16,7 +16,7 @@ from dqrm.pipelines.digests import file_digest
 from dqrm.pipelines.folders import PipelineFolder
 from dqrm.pipelines.runner import run_pipeline
 from dqrm.pipelines.stage import Interrupted, Stage, StageContext
-from dqrm.training.step import TrainingError
+from dqrm.training.errors import TrainingError
 
 
 class AddStage(Stage):

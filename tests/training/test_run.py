@@ -17,9 +17,9 @@ from dqrm.data.dataset import PreparedDataset
 from dqrm.tracking.config import TrackingConfig
 from dqrm.training.build import build_model
 from dqrm.training.checkpoint import list_checkpoints, read_checkpoint
+from dqrm.training.errors import TrainingError
 from dqrm.training.run import train
 from dqrm.training.saved import evaluate_saved
-from dqrm.training.step import TrainingError
 
 NETWORK = {"embedding_dim": 8, "bottom_mlp": [16], "top_mlp": [16], "dropout": 0.2}
 INT8_NETWORK = {"embedding_dim": 8, "bottom_mlp": [40, 32], "top_mlp": [40, 32]}

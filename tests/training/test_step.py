@@ -13,8 +13,9 @@ from dqrm.kernels.rounding import step_key
 from dqrm.models.config import ModelConfig
 from dqrm.models.dlrm import build_dlrm
 from dqrm.training.config import OptimConfig
+from dqrm.training.errors import TrainingError
 from dqrm.training.optimizer import Optimizer
-from dqrm.training.step import AutogradStep, FusedStep, TrainingError, linear_stack, make_step
+from dqrm.training.step import AutogradStep, FusedStep, linear_stack, make_step
 
 TABLES = [("a", 50), ("b", 3), ("c", 700)]
 

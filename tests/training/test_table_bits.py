@@ -12,6 +12,7 @@ from dqrm.compress.signals.budget import Budget, spend
 from dqrm.config import RunConfig
 from dqrm.data.dataset import PreparedDataset
 from dqrm.models.dlrm import DLRM
+from dqrm.pipelines.stages.table_bits import TableBitsStage
 from dqrm.training.build import build_model
 from dqrm.training.table_bits import choose_table_bits, expected_losses
 
@@ -135,3 +136,11 @@ def test_a_budget_is_a_ratio_or_that_of_an_option():
     assert spend(candidates, 480, Budget(None, 0)).chosen == {"a": 0, "b": 0}
     assert spend(candidates, 480, Budget(None, 0)).best_uniform() == 0
     assert spent.uniform(0) == Candidate(120, 0.0)
+
+
+def test_stages_from_before_there_were_scales_to_choose_stay_complete():
+    before = {"stage": "table_bits", "recommender": "stage:fp32", "ratio": 12.0}
+    whole = {**before, "options": [8, 4, 2], "like": None, "batches": 1000}
+    assert TableBitsStage.model_validate(before).identity() == whole
+    rows = TableBitsStage.model_validate({**before, "granularity": "row"})
+    assert rows.identity() == {**whole, "granularity": "row"}
