@@ -45,7 +45,11 @@ class AllocateStage(CalibratedStage):
     """In place of a ratio: position of an option, from 0; the matrices together shall take no more
     bytes than if all had this one."""
 
-    signal: Literal["fisher", "trace"] = "fisher"
+    signal: Literal["fisher", "trace"] = Field(
+        default="fisher",
+        # Stages that were complete before there was a choice stay it.
+        exclude_if=lambda signal: signal == "fisher",
+    )
     """How the loss that an option costs is foreseen: by the Fisher information of each weight, one
     backward pass a batch, or by the trace of each matrix's Hessian (HAWQ-V2), a double one."""
 

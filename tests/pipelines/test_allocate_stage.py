@@ -73,6 +73,14 @@ def test_the_choice_fits_and_is_taken(file):
     }
 
 
+def test_stages_from_before_there_were_signals_stay_complete(file):
+    stages = {stage.key: stage for stage in load_pipeline(file).stages}
+    assert "signal" not in stages["allocate"].identity()
+    traced = load_pipeline(file, ["stages.allocate.signal=trace"])
+    identities = {stage.key: stage.identity() for stage in traced.stages}
+    assert identities["allocate"] == {**stages["allocate"].identity(), "signal": "trace"}
+
+
 def test_the_loss_may_be_foreseen_by_traces(file):
     by_trace = run_pipeline(load_pipeline(file, ["stages.allocate.signal=trace"])).stages[1]
     told = json.loads((by_trace.folder / "allocation.json").read_text())["matrices"]
