@@ -188,10 +188,10 @@ class LowerStage(Stage):
 
         if self.target != "auto":
             return self.target
-        targets: list[Target] = ["int8"] if compressed else ["fp32"]
+        full: Target = "int8" if compressed else "fp32"
         if not bf16_is_fast():
-            return targets[0]
-        targets.append("bf16")
+            return full
+        targets: list[Target] = [full, "bf16"]
         models = {str(target): load_lowered(folder, target) for target in targets}
         vocabulary = next(iter(models.values())).config.vocab_size
         measured = []
